@@ -1,0 +1,71 @@
+"""Builds the two small extensions: the kernels (csrc/, pybind11) and the BPE merge loop (Cython).
+
+PYLLM_NO_OPENMP=1 builds the kernels without threads; PYLLM_SANITIZE=address,undefined builds them for the sanitizers;
+PYLLM_NATIVE=1 makes a failing compiler an error (otherwise the NumPy reference runs, with a warning).
+"""
+import os
+import sys
+import sysconfig
+import tempfile
+from glob import glob
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+optional = os.environ.get("PYLLM_NATIVE") != "1"
+sanitize = os.environ.get("PYLLM_SANITIZE")
+
+
+def compiles(compiler, flag):
+    """True if the compiler takes `flag` and links with it."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.cpp")
+        source.write_text("int main() { return 0; }\n")
+        try:
+            objects = compiler.compile([str(source)], output_dir=folder, extra_postargs=[flag])
+            compiler.link_executable(objects, str(Path(folder, "probe")), extra_postargs=[flag])
+        except Exception:
+            return False
+    return True
+
+
+class BuildExt(build_ext):
+    def build_extensions(self):
+        header = Path(sysconfig.get_paths()["include"], "Python.h")
+        if not header.exists():
+            print(f"pyllm: {header} is missing; on Debian: apt install g++ python3-dev python3-venv", file=sys.stderr)
+        openmp = [] if os.environ.get("PYLLM_NO_OPENMP") == "1" else ["-fopenmp"]
+        if openmp and not compiles(self.compiler, openmp[0]):
+            print("pyllm: the compiler has no -fopenmp; kernels will run on one thread", file=sys.stderr)
+            openmp = []
+        for ext in self.extensions:
+            if ext.name == "pyllm._C":
+                ext.extra_compile_args += openmp
+                ext.extra_link_args += openmp
+        super().build_extensions()
+
+
+def kernels():
+    from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
+
+    ParallelCompile("PYLLM_BUILD_JOBS", default=0).install()  # 0: one job a core
+    # No -march and no -ffast-math: the ISA is chosen at run time, and fast-math flips FTZ/DAZ for the whole process.
+    flags = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden", "-g0"]
+    link = ["-Wl,-s"] if sys.platform == "linux" else []
+    if sanitize:
+        flags = ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={sanitize}", "-fvisibility=hidden"]
+        link = [f"-fsanitize={sanitize}"]
+    return Pybind11Extension(
+        "pyllm._C", sorted(glob("csrc/*.cpp") + glob("csrc/isa/*.cpp")), include_dirs=["csrc"], cxx_std=17,
+        depends=sorted(glob("csrc/**/*.h", recursive=True)), extra_compile_args=flags, extra_link_args=link, optional=optional)
+
+
+extensions = [kernels()]
+if Path("pyllm/text/_bpe.pyx").exists():
+    from Cython.Build import cythonize
+
+    extensions += cythonize([Extension("pyllm.text._bpe", ["pyllm/text/_bpe.pyx"], language="c++", optional=optional,
+                                       extra_compile_args=["-O3", "-g0"])], language_level=3, build_dir="build")
+
+setup(ext_modules=extensions, cmdclass={"build_ext": BuildExt})
