@@ -1,0 +1,28 @@
+// The only way to threads: fixed chunks, handed out in any order to any thread, so that a result never depends on how many there are.
+#pragma once
+#include "kernels.h"
+
+int thread_limit();                                         // threads a region may use; 1 inside of one
+void set_thread_limit(int n);                               // n >= 1
+int default_thread_limit();                                 // min(affinity, cgroup quota)
+void run_chunks(index_t chunks, void (*body)(void*, index_t chunk), void* context);
+
+// f(chunk) for chunk in [0, chunks). What f throws (no memory for a scratch) ends the region and is thrown again behind it.
+template <class F>
+static inline void parallel_for(index_t chunks, const F& f) {
+    if (chunks <= 1 || thread_limit() == 1) {
+        for (index_t i = 0; i < chunks; ++i) f(i);
+        return;
+    }
+    auto body = [](void* context, index_t chunk) { (*static_cast<const F*>(context))(chunk); };
+    run_chunks(chunks, body, const_cast<F*>(&f));
+}
+
+// f(begin, end) over [0, n) in chunks of `grain`.
+template <class F>
+static inline void parallel_ranges(index_t n, index_t grain, const F& f) {
+    parallel_for((n + grain - 1) / grain, [&](index_t chunk) {
+        const index_t begin = chunk * grain;
+        f(begin, begin + grain < n ? begin + grain : n);
+    });
+}
