@@ -1,0 +1,1 @@
+"""Files: atomic writing, JSON, TOML, safetensors."""
