@@ -11,8 +11,11 @@ from pyllm.kernels import reference
 
 _C = load("pyllm._C")
 F32 = np.dtype(np.float32)
-empty = _C.empty
 ACTS = {None: 0, "gelu_tanh": 1, "gelu": 2, "silu": 3, "relu": 4}
+
+
+def empty(shape, dtype=F32):
+    return _C.empty(shape) if dtype == F32 else np.empty(shape, dtype)
 
 
 def float32(kernel):

@@ -5,6 +5,12 @@ for each differentiable input. Dimensions: B rows, T positions, C channels, H he
 """
 import numpy as np
 
+
+def empty(shape, dtype=np.float32):
+    """An array not filled yet; the native one lies in memory that is reused."""
+    return np.empty(shape, dtype)
+
+
 # ---- matmul ----------------------------------------------------------------------------------------------------------
 
 
@@ -21,6 +27,11 @@ def matmul(a, b, *, ta=False, tb=False, bias=None, act=None, residual=None, out=
         np.add(out, c, out=out) if accumulate else np.copyto(out, c)
         c = out
     return c if act is None else (c, z)
+
+
+def column_sum(x):
+    """x:(N, C) -> (C,): the sum over rows, in fixed chunks added in order."""
+    return x.sum(0)
 
 
 # ---- element by element ----------------------------------------------------------------------------------------------
@@ -223,8 +234,9 @@ def attention(q, k, v, *, causal=True, window=0, segments=None, starts=None, bia
     return np.einsum("bhqk,bkhd->bqhd", p, _groups(v, q)), lse
 
 
-def attention_vjp(dout, q, k, v, out, lse, *, causal=True, window=0, segments=None, starts=None, bias=None, scale=None, need_bias=False):
-    """-> dq, dk, dv, dbias (None without need_bias)."""
+def attention_vjp(dout, q, k, v, out, lse, *, causal=True, window=0, segments=None, starts=None, bias=None, scale=None, need_bias=False,
+                  out_grads=None):
+    """-> dq, dk, dv, dbias (None without need_bias). out_grads: (dq, dk, dv) to write into, views of a fused array if need be."""
     s = _scores(q, k, causal, window, segments, starts, bias, scale)
     p = np.exp(s - np.where(np.isneginf(lse), 0, lse)[..., None])  # forward: out = p @ v
     dp = np.einsum("bqhd,bkhd->bhqk", dout, _groups(v, q))
@@ -236,7 +248,11 @@ def attention_vjp(dout, q, k, v, out, lse, *, causal=True, window=0, segments=No
     dbias = None
     if need_bias:
         dbias = ds.sum(tuple(i for i in (0, 1) if bias.shape[i] == 1 and ds.shape[i] > 1), keepdims=True)
-    return dq, dk.reshape(split).sum(3), dv.reshape(split).sum(3), dbias
+    grads = dq, dk.reshape(split).sum(3), dv.reshape(split).sum(3)
+    if out_grads is not None:
+        for target, grad in zip(out_grads, grads):
+            target[...] = grad
+    return *grads, dbias
 
 
 def _groups(k, q):

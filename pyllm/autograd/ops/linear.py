@@ -1,0 +1,64 @@
+"""Layers' products: linear, embedding, dropout, activations."""
+import numpy as np
+
+from pyllm import kernels as K
+from pyllm.autograd.tensor import op
+
+
+@op
+def linear(x, w, b=None, residual=None, *, activation=None):
+    """y = activation(x @ w.T + b) + residual     x:(..., I) w:(O, I) b:(O,) residual:(..., O) -> (..., O)
+
+    activation: None, gelu_tanh, gelu, silu or relu. All of it is one kernel; only what goes into the activation is kept.
+    """
+    if x.shape[-1] != w.shape[1]:
+        raise ValueError(f"linear: x {x.shape} has {x.shape[-1]} channels, w {w.shape} expects {w.shape[1]}")
+    rows, shape = x.reshape(-1, x.shape[-1]), (*x.shape[:-1], w.shape[0])
+    y = K.matmul(rows, w, tb=True, bias=b, act=activation, residual=None if residual is None else residual.reshape(-1, w.shape[0]))
+    y, z = y if activation else (y, None)
+
+    def vjp(dy, need):
+        dz = dy.reshape(-1, w.shape[0])
+        if activation:
+            dz = K.activation_vjp(dz, z, activation)
+        dx = K.matmul(dz, w).reshape(x.shape) if need[0] else None
+        dw = K.matmul(dz, rows, ta=True) if need[1] else None
+        db = K.column_sum(dz) if len(need) > 2 and need[2] else None
+        return (dx, dw, db, dy)[: len(need)]
+
+    return y.reshape(shape), vjp
+
+
+@op
+def embedding(w, ids):
+    """w:(V, C) ids:(...) integers in 0..V-1 -> (..., C)."""
+    return K.embedding(w, ids), lambda dy, need: (K.embedding_vjp(dy, ids, len(w)), None)
+
+
+@op
+def activation(x, *, kind):
+    """kind(x), one of gelu_tanh, gelu, silu, relu."""
+    return K.activation(x, kind), lambda dy, need: K.activation_vjp(dy, x, kind)
+
+
+@op
+def glu(gate, up, *, kind="silu"):
+    """kind(gate) * up: SwiGLU with silu. Shazeer 2020."""
+    return K.glu(gate, up, kind), lambda dy, need: K.glu_vjp(dy, gate, up, kind)
+
+
+@op
+def _dropout(x, *, p, key):
+    return K.dropout(x, p, key), lambda dy, need: K.dropout(dy, p, key)
+
+
+def dropout(x, p, rng):
+    """x with each element 0 with probability p, the others times 1 / (1 - p); rng None or p 0: x itself. Srivastava et al. 2014.
+
+    The mask is drawn from the rng's key again in the backward, never stored.
+    """
+    if rng is None or p == 0:
+        return x
+    if not 0 < p < 1:
+        raise ValueError(f"dropout: p={p}; expected 0 <= p < 1")
+    return _dropout(x, p=p, key=rng.key)
