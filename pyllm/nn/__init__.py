@@ -1,0 +1,7 @@
+"""Building blocks of models."""
+from pyllm.nn.cache import Cache
+from pyllm.nn.layers import Embedding, LayerNorm, Linear, RMSNorm
+from pyllm.nn.module import Module, normal, parameter
+from pyllm.nn.positions import RotaryTable, positions
+
+__all__ = ["Cache", "Embedding", "LayerNorm", "Linear", "Module", "RMSNorm", "RotaryTable", "normal", "parameter", "positions"]

@@ -1,0 +1,67 @@
+"""The layers models are built of. std: standard deviation of the initial weights."""
+import numpy as np
+
+from pyllm.autograd import ops
+from pyllm.nn.module import Module, normal, parameter
+
+
+class Linear(Module):
+    """x:(..., I) -> activation(x @ weight.T + bias) + residual:(..., O); weight:(O, I)."""
+
+    def __init__(self, inputs, outputs, bias=True, std=0.02):
+        self.weight = parameter(outputs, inputs)
+        self.bias = parameter(outputs) if bias else None
+        self.std = std
+
+    def reset(self, rng):
+        normal(self.weight, rng, self.std)
+        if self.bias is not None:
+            self.bias.data[:] = 0
+
+    def __call__(self, x, activation=None, residual=None):
+        return ops.linear(x, self.weight, self.bias, residual, activation=activation)
+
+
+class Embedding(Module):
+    """ids:(...) -> (..., C); weight:(V, C)."""
+
+    def __init__(self, rows, channels, std=0.02):
+        self.weight = parameter(rows, channels)
+        self.std = std
+
+    def reset(self, rng):
+        normal(self.weight, rng, self.std)
+
+    def __call__(self, ids):
+        return ops.embedding(self.weight, ids)
+
+
+class LayerNorm(Module):
+    """x:(..., C) -> (..., C), Ba et al. 2016."""
+
+    def __init__(self, channels, eps=1e-5, bias=True):
+        self.weight = parameter(channels)
+        self.bias = parameter(channels) if bias else None
+        self.eps = eps
+
+    def reset(self, rng):
+        self.weight.data = np.ones_like(self.weight.data)
+        if self.bias is not None:
+            self.bias.data[:] = 0
+
+    def __call__(self, x):
+        return ops.layer_norm(x, self.weight, self.bias, eps=self.eps)
+
+
+class RMSNorm(Module):
+    """x:(..., C) -> (..., C), Zhang & Sennrich 2019."""
+
+    def __init__(self, channels, eps=1e-6):
+        self.weight = parameter(channels)
+        self.eps = eps
+
+    def reset(self, rng):
+        self.weight.data = np.ones_like(self.weight.data)
+
+    def __call__(self, x):
+        return ops.rms_norm(x, self.weight, eps=self.eps)

@@ -1,0 +1,100 @@
+"""Module: a tree of parameters whose paths are the names in the checkpoint."""
+import numpy as np
+
+from pyllm.autograd import Rng, Tensor
+
+
+class Module:
+    """Attributes that are Tensors are parameters; attributes that are Modules, or lists of them, are children.
+
+    A path joins attribute names and list indices with dots: `transformer.h.0.attn.c_attn.weight`.
+    """
+
+    def children(self):
+        """-> (name, Module) of the direct children, in order of definition."""
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                yield name, value
+            elif isinstance(value, list):
+                for i, item in enumerate(value):
+                    if isinstance(item, Module):
+                        yield f"{name}.{i}", item
+
+    def named_modules(self, prefix=""):
+        """-> (path, Module) of this one and all below."""
+        yield prefix, self
+        for name, child in self.children():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def named_parameters(self):
+        """-> (path, Tensor), a tied one once, under its first path."""
+        seen = set()
+        for path, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Tensor) and id(value) not in seen:
+                    seen.add(id(value))
+                    yield (f"{path}.{name}" if path else name), value
+
+    def parameters(self):
+        """-> the Tensors of named_parameters."""
+        return [p for _, p in self.named_parameters()]
+
+    def num_parameters(self):
+        """-> how many numbers the parameters hold, tied ones counted once."""
+        return sum(p.size for p in self.parameters())
+
+    def get(self, path):
+        """The Module or Tensor at `path`; KeyError names what is there instead."""
+        found = self
+        for i, part in enumerate(path.split(".") if path else ()):
+            try:
+                found = found[int(part)] if isinstance(found, list) else getattr(found, part)
+            except (AttributeError, IndexError, ValueError):
+                here = ".".join(path.split(".")[:i])
+                names = range(len(found)) if isinstance(found, list) else [n for n in vars(found)]
+                raise KeyError(f"{type(self).__name__}.get: no {path!r}: {here or 'the model'} has {', '.join(map(str, names))}") from None
+        return found
+
+    def set(self, path, value):
+        """Puts a Module or Tensor at `path`, which must exist."""
+        self.get(path)
+        parent, _, name = path.rpartition(".")
+        owner = self.get(parent)
+        if isinstance(owner, list):
+            owner[int(name)] = value
+        else:
+            setattr(owner, name, value)
+
+    def state(self):
+        """-> {path: array}, the arrays themselves."""
+        return {path: p.data for path, p in self.named_parameters()}
+
+    def load(self, state):
+        """Copies {path: array} into the parameters; every name and shape must fit, and all that do not are named at once."""
+        own = dict(self.named_parameters())
+        wrong = [f"missing: {n} {p.shape}" for n, p in own.items() if n not in state]
+        wrong += [f"unexpected: {n} {np.shape(a)}" for n, a in state.items() if n not in own]
+        wrong += [f"{n}: shape {np.shape(state[n])}, expected {p.shape}" for n, p in own.items() if n in state and np.shape(state[n]) != p.shape]
+        if wrong:
+            raise ValueError(f"{type(self).__name__}.load: {len(wrong)} mismatches:\n  " + "\n  ".join(wrong))
+        for name, p in own.items():
+            p.data = np.array(state[name], p.dtype, order="C")
+
+    def initialize(self, seed):
+        """Draws every parameter anew; a parameter's values depend on the seed and its path alone."""
+        for path, module in self.named_modules():
+            module.reset(Rng(seed).fold("init", path))
+        return self
+
+    def reset(self, rng):
+        """Draws this module's own parameters (not its children's); modules with parameters define it."""
+
+
+def parameter(*shape):
+    """A trainable Tensor of zeros."""
+    return Tensor(np.zeros(shape, np.float32), requires_grad=True)
+
+
+def normal(tensor, rng, std):
+    """Fills a parameter from N(0, std^2)."""
+    tensor.data = rng.generator().standard_normal(tensor.shape, np.float32) * np.float32(std)
