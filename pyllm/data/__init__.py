@@ -1,0 +1,1 @@
+"""Text in, batches out: corpus -> token shards -> windows or packed rows -> Batch."""

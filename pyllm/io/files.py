@@ -49,7 +49,7 @@ def write_atomic(path, data, size=None):
         temporary = None
         _sync(path.parent)
     except OSError as error:
-        raise _explain(error, path, f"{size if size is not None else f'more than {done}'} bytes needed") from None
+        raise explain(error, path, f"{size if size is not None else f'more than {done}'} bytes needed") from None
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
@@ -74,7 +74,7 @@ def atomic_folder(path):
         try:
             handle, temporary = _create(path, folder=True)
         except OSError as error:
-            raise _explain(error, path, "a new folder is needed") from None
+            raise explain(error, path, "a new folder is needed") from None
         yield temporary
         try:
             for root, _, files in os.walk(temporary):
@@ -85,7 +85,7 @@ def atomic_folder(path):
             temporary = None
             _sync(path.parent)
         except OSError as error:
-            raise _explain(error, path, f"{_bytes_in(temporary)} bytes needed" if temporary else "the folder is in place") from None
+            raise explain(error, path, f"{_bytes_in(temporary)} bytes needed" if temporary else "the folder is in place") from None
         if replaced is not None:
             shutil.rmtree(replaced, ignore_errors=True)
     finally:
@@ -186,7 +186,7 @@ def _bytes_in(folder):
     return sum(os.path.getsize(os.path.join(root, name)) for root, _, files in os.walk(folder) for name in files)
 
 
-def _explain(error, path, needed):
+def explain(error, path, needed):
     """The same OSError, naming the file, what it needed and what is free."""
     try:
         free = f", {shutil.disk_usage(path.parent).free} free"
@@ -230,7 +230,8 @@ def parse_json(data, where, max_depth=64):
     except UnicodeDecodeError as error:
         raise FormatError(f"{where}: not UTF-8 at byte {error.start}: {error.reason}") from None
     except json.JSONDecodeError as error:
-        raise FormatError(f"{where}:{error.lineno}: not JSON at column {error.colno}: {error.msg}") from None
+        line = f":{error.lineno}" if "\n" in text else ""
+        raise FormatError(f"{where}{line}: not JSON at column {error.colno}: {error.msg}") from None
     except RecursionError:
         raise FormatError(f"{where}: nested deeper than {max_depth} levels") from None
     except FormatError:

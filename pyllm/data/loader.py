@@ -1,0 +1,131 @@
+"""Batches for training (endless, shuffled, resumable anywhere) and for validation (once, in order), in O(1) memory.
+
+An epoch cuts the stream into windows of T tokens. Their first start moves by a random phase each epoch, so that borders fall
+elsewhere; the cut-off first and last window are padded. Each token is predicted exactly once an epoch. Their order is a
+permutation that is computed, not stored: a Feistel network keyed by (seed, epoch) whose values outside 0..n-1 are sent through
+again until they are inside (Black and Rogaway 2002, cycle walking). So the whole state is two whole numbers.
+"""
+import numpy as np
+
+from pyllm.data.packing import packed_windows
+
+ROUNDS = 6
+
+
+class Loader:
+    """Endless iterator of Batch (B, T) over a TokenShards.
+
+    batch: rows. length: T. seed: order and phases depend on it and on the epoch alone. shuffle=False: in order, without phase.
+    A batch at the end of an epoch is filled up from the next one. `epoch` counts from 0.
+    """
+
+    def __init__(self, shards, batch, length, seed, shuffle=True):
+        _check("Loader", shards, batch, length)
+        if type(seed) is not int or not 0 <= seed < 1 << 63:
+            raise ValueError(f"Loader: seed is {seed!r}, expected a whole number from 0 to 2^63 - 1")
+        self.shards, self.batch, self.length, self.seed, self.shuffle = shards, batch, length, seed, bool(shuffle)
+        self.epoch, self.position = 0, 0  # position: how many windows of this epoch have been given
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        starts = []
+        while len(starts) < self.batch:
+            first, count = self._windows(self.epoch)
+            stop = min(self.position + self.batch - len(starts), count)
+            index = np.arange(self.position, stop)
+            if self.shuffle:
+                index = permute(index, count, key(self.seed, self.epoch, 0))
+            starts += (first + index * self.length).tolist()
+            self.position = stop
+            if stop == count:
+                self.epoch, self.position = self.epoch + 1, 0
+        return packed_windows(self.shards, starts, self.length)
+
+    def _windows(self, epoch):
+        """(start of the first window, number of windows) of an epoch; the first start may be negative."""
+        predictable = len(self.shards) - 1
+        phase = key(self.seed, epoch, 1) % self.length if self.shuffle and predictable > self.length else 0
+        first = phase - self.length if phase else 0
+        return first, -(-(predictable - first) // self.length)
+
+    def state(self):
+        """The data cursor, for JSON: what `load_state` needs to go on with the very next batch."""
+        return {"epoch": self.epoch, "position": self.position, "seed": self.seed, "length": self.length, "shuffle": self.shuffle,
+                "fingerprint": self.shards.fingerprint}
+
+    def load_state(self, state):
+        """Go on where `state` was taken; the number of rows may have changed. ValueError names all that does not fit."""
+        mine = self.state()
+        if not isinstance(state, dict) or state.keys() != mine.keys():
+            raise ValueError(f"Loader.load_state: {state!r}, expected a dict with the keys {', '.join(mine)}")
+        hints = {"fingerprint": " (the corpus has changed since the state was saved)"}
+        wrong = [f"{name} is {mine[name]!r} here and {state[name]!r} in the state{hints.get(name, '')}"
+                 for name in ("fingerprint", "seed", "length", "shuffle") if state[name] != mine[name]]
+        epoch, position = state["epoch"], state["position"]
+        if not wrong:
+            if type(epoch) is not int or epoch < 0:
+                wrong.append(f"epoch is {epoch!r}, expected a whole number from 0")
+            elif type(position) is not int or not 0 <= position < self._windows(epoch)[1]:
+                wrong.append(f"position is {position!r}, expected 0 to {self._windows(epoch)[1] - 1}")
+        if wrong:
+            raise ValueError(f"Loader.load_state: {'; '.join(wrong)}")
+        self.epoch, self.position = epoch, position
+
+
+def validation(shards, batch, length):
+    """Iterate once over a TokenShards in order: Batch (B, T), the last with the rows that are left, its last row padded.
+
+    Every token but the first of each document is predicted exactly once; stop early with itertools.islice.
+    """
+    _check("validation", shards, batch, length)
+    last = len(shards) - 1
+    for start in range(0, last, batch * length):
+        yield packed_windows(shards, range(start, min(start + batch * length, last), length), length)
+
+
+def _check(name, shards, batch, length):
+    if len(shards) < 2:
+        raise ValueError(f"{name}: {len(shards)} tokens, expected at least 2")
+    for argument, value in (("batch", batch), ("length", length)):
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name}: {argument} is {value!r}, expected a whole number of at least 1")
+
+
+# ---- the computed permutation
+
+def permute(index, size, key):
+    """(n,) int64 in 0..size-1 -> (n,) int64: where a permutation of 0..size-1, named by `key` (64 bits), sends them."""
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    low = np.uint64((1 << int(half)) - 1)
+    round_keys = _mix(np.array([key], np.uint64) + np.arange(1, ROUNDS + 1, dtype=np.uint64) * _GOLDEN)
+
+    def walk(x):
+        left, right = x >> half, x & low
+        for k in round_keys:
+            left, right = right, left ^ (_mix(right ^ k) & low)
+        return left << half | right
+
+    x = walk(np.asarray(index, np.int64).astype(np.uint64))
+    while (outside := x >= size).any():
+        x[outside] = walk(x[outside])
+    return x.astype(np.int64)
+
+
+def key(*numbers):
+    """64 well-mixed bits from whole numbers, as an int."""
+    state = np.zeros(1, np.uint64)
+    for number in numbers:
+        state = _mix(state + _GOLDEN ^ np.uint64(number))
+    return int(state[0])
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(x):
+    """SplitMix64's finaliser (Steele, Lea and Flood 2014) on a uint64 array: wraps modulo 2^64."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,68 @@
+"""Batch: checks, positions, counts."""
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+from pyllm.data.batch import IGNORED, Batch
+
+
+def i32(*rows):
+    return np.array(rows, np.int32)
+
+
+@st.composite
+def segment_rows(draw):
+    """Rows of documents with padding anywhere between them."""
+    width = draw(st.integers(1, 12))
+    rows = []
+    for _ in range(draw(st.integers(1, 3))):
+        row, k = [], 0
+        while len(row) < width:
+            pad = draw(st.booleans())
+            k += not pad
+            row += [0 if pad else k] * draw(st.integers(1, 5))
+        rows.append(row[:width])
+    return i32(*rows)
+
+
+@given(segment_rows())
+def test_positions_count_from_the_start_of_each_document(segments):
+    batch = Batch(np.zeros_like(segments), np.full_like(segments, IGNORED), segments)
+    expected = [[0 if not s else list(row[:t]).count(s) for t, s in enumerate(row)] for row in segments]
+    assert batch.positions.tolist() == expected and batch.positions.dtype == np.int32
+
+
+def test_without_segments_a_row_is_a_document():
+    batch = Batch(i32([1, 2, 3], [4, 5, 6]), i32([2, 3, IGNORED], [5, IGNORED, 0]))
+    assert batch.positions.tolist() == [[0, 1, 2]] * 2 and batch.count == 4
+    assert batch.rows(slice(1, 2)).tokens.tolist() == [[4, 5, 6]] and batch.rows(slice(0, 1)).count == 2
+    assert np.shares_memory(batch.rows(slice(1, 2)).tokens, batch.tokens)
+
+
+@pytest.mark.parametrize("arrays, error, message", [
+    (([[1]], i32([1])), TypeError, "tokens is list"),
+    ((i32([1]).astype(np.int64), i32([1])), TypeError, r"tokens is int64 \(1, 1\); expected int32"),
+    ((i32([1]), i32([1])[0]), TypeError, r"targets is int32 \(1,\)"),
+    ((i32([1]), i32([1]), i32([1]).astype(float)), TypeError, "segments is float64"),
+    ((i32([1, 2]), i32([1])), ValueError, r"tokens \(1, 2\), targets \(1, 1\)"),
+    ((i32([]), i32([])), ValueError, r"empty, shape \(1, 0\)"),
+    ((i32([1, -1]), i32([1, 1])), ValueError, r"tokens\[0, 1\] is -1"),
+    ((i32([1, 1]), i32([1, -99])), ValueError, r"targets\[0, 1\] is -99, expected ids from 0, or -100"),
+    ((i32([1, 1]), i32([1, 1]), i32([1, -1])), ValueError, r"segments\[0, 1\] is -1"),
+    ((i32([1, 1]), i32([1, 1]), i32([0, 1])), ValueError, r"targets\[0, 0\] is 1, expected -100 where segments are 0"),
+    ((i32([1, 1]), i32([1, 1]), i32([2, 1])), ValueError, r"segments\[0, 1\] is 1, expected each document one unbroken run"),
+    ((i32([1, 1, 1]), i32([1, IGNORED, 1]), i32([1, 0, 1])), ValueError, r"segments\[0, 2\] is 1, expected each document one"),
+])
+def test_refusals(arrays, error, message):
+    with pytest.raises(error, match=message):
+        Batch(*arrays)
+
+
+def test_all_mismatches_at_once():
+    with pytest.raises(ValueError, match="tokens.*targets.*segments"):
+        Batch(i32([-1, 1]), i32([-3, 1]), i32([3, 2]))
+
+
+def test_empty_rows():
+    with pytest.raises(ValueError, match="empty"):
+        Batch(i32([1]), i32([1])).rows(slice(0, 0))
