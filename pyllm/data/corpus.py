@@ -18,7 +18,8 @@ _CUT = re.compile(r"[^\W_](?=[ \n])")
 def find_files(path, split=None):
     """The files of a corpus, sorted: the file `path` itself, or the .txt and .jsonl files in the folder `path` and below it.
 
-    split: None for all; "train" or "valid" for those whose name (for files in folders below: the topmost folder's) begins with train, or with val.
+    split: None for all; "train" or "valid" for those whose name begins with train, or with val (for a file in a folder below:
+    the topmost folder's name).
     Where nothing is named train*, "train" is everything that is not val* or test*. Hidden files are left out.
     Raises FileNotFoundError, or FormatError when the folder holds no such file.
     """

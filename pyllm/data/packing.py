@@ -23,11 +23,11 @@ def packed_windows(shards, starts, length):
             raise ValueError(f"packed_windows: starts[{row}] is {start}: no token of {len(shards)} to predict")
         ids, n = shards[begin:end + 1], end - begin
         tokens[row, :n], targets[row, :n], segments[row, :n] = ids[:-1], ids[1:], 1
-        documents = shards.documents(begin, end + 1)
-        if documents[0] != documents[-1]:
-            segments[row, :n] += (documents[:-1] - documents[0]).astype(np.int32)
-            targets[row, :n][documents[1:] != documents[:-1]] = IGNORED
-        plain = plain and n == T and documents[0] == documents[-2]
+        borders = shards.borders(begin, end + 1)  # each from 1 to n
+        targets[row, borders - 1] = IGNORED
+        for border in borders.tolist():
+            segments[row, border:n] += 1
+        plain = plain and n == T and segments[row, -1] == 1
     return Batch(tokens, targets, None if plain else segments)
 
 

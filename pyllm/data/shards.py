@@ -64,12 +64,14 @@ class TokenShards:
 
     def documents(self, begin, end):
         """(end - begin,) int64: the document, counted in the whole corpus from 0, of the tokens begin..end of this part."""
-        begin, end = begin + self.start, end + self.start
-        first = int(np.searchsorted(self.offsets, begin, "right")) - 1
-        last = int(np.searchsorted(self.offsets, end, "left"))
         steps = np.zeros(end - begin, np.int64)
-        steps[self.offsets[first + 1:last] - begin] = 1
-        return first + np.cumsum(steps)
+        steps[self.borders(begin, end)] = 1
+        return int(np.searchsorted(self.offsets, begin + self.start, "right")) - 1 + np.cumsum(steps)
+
+    def borders(self, begin, end):
+        """int64: where between begin and end, counted from begin, a document begins; not the one at begin itself."""
+        first, last = np.searchsorted(self.offsets, begin + self.start, "right"), np.searchsorted(self.offsets, end + self.start)
+        return self.offsets[first:last] - (begin + self.start)
 
     @property
     def document_count(self):

@@ -99,7 +99,8 @@ def test_bad_utf8_in_txt_is_named(tmp_path):
             list(read_documents(put(tmp_path / name, "text".encode("utf-16"))))
 
 
-@pytest.mark.parametrize("name, data", [("a.txt", ""), ("a.txt", " \n"), ("a.jsonl", ""), ("a.jsonl", "\n\n"), ("a.jsonl", '{"text": ""}'), ("a.txt", b"\xef\xbb\xbf")])
+@pytest.mark.parametrize("name, data", [("a.txt", ""), ("a.txt", " \n"), ("a.txt", b"\xef\xbb\xbf"), ("a.jsonl", ""),
+                                        ("a.jsonl", "\n\n"), ("a.jsonl", '{"text": ""}')])
 def test_no_text_at_all(tmp_path, name, data):
     path = put(tmp_path / name, data)
     for source in (path, tmp_path):

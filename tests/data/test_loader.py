@@ -101,6 +101,12 @@ def test_epochs_and_seeds_differ_and_repeat():
     assert len({str(epoch(seed, n)) for seed in (1, 2) for n in (0, 1)}) == 4
 
 
+def test_each_epoch_has_its_own_order():
+    loader = Loader(corpus([500]), 1, 10, 1)
+    order = [[int(next(loader).tokens[0, 0]) // 10 for _ in range(45)] for loader.epoch, loader.position in ((0, 0), (1, 0))]
+    assert np.abs(np.subtract(*order)).mean() > 5
+
+
 def test_phase_moves_the_borders():
     shards = corpus([500])
     firsts = set()
@@ -128,8 +134,10 @@ def test_corpus_of_two_tokens():
 
 def test_bad_arguments():
     shards = corpus([5])
-    for args, message in (((shards, 0, 4, 0), "batch is 0"), ((shards, 2, 1.5, 0), "length is 1.5"), ((shards, True, 4, 0), "batch is True"),
-                          ((shards, 2, 4, -1), "seed is -1"), ((shards, 2, 4, None), "seed is None"), ((corpus([2]).part(0, 1), 1, 1, 0), "1 tokens")):
+    one = corpus([2]).part(0, 1)
+    for args, message in (((shards, 0, 4, 0), "batch is 0"), ((shards, 2, 1.5, 0), "length is 1.5"),
+                          ((shards, True, 4, 0), "batch is True"), ((shards, 2, 4, -1), "seed is -1"),
+                          ((shards, 2, 4, None), "seed is None"), ((one, 1, 1, 0), "1 tokens")):
         with pytest.raises(ValueError, match=f"Loader: {message}"):
             Loader(*args)
     with pytest.raises(ValueError, match="validation: batch is 0"):
@@ -144,8 +152,8 @@ def test_states_that_do_not_fit():
         loader.load_state(state)
     good = loader.state()
     for change, message in (({"seed": 2}, "seed is 1 here and 2 in the state"), ({"length": 5, "shuffle": False}, "length.*shuffle"),
-                            ({"epoch": -1}, "epoch is -1"), ({"epoch": 1.0}, "epoch is 1.0"), ({"position": 13}, "position is 13, expected 0 to"),
-                            ({"position": None}, "position is None"), ({"extra": 1}, "expected a dict with the keys epoch, position")):
+                            ({"epoch": -1}, "epoch is -1"), ({"epoch": 1.0}, "epoch is 1.0"),
+                            ({"position": 14}, "position is 14, expected 0 to"), ({"position": None}, "position is None"), ({"extra": 1}, "expected a dict with the keys epoch, position")):
         with pytest.raises(ValueError, match=message):
             loader.load_state(good | change)
     with pytest.raises(ValueError, match="expected a dict"):

@@ -51,6 +51,12 @@ def test_best_fit_places_all(case):
         assert all(sums[q] + lengths[row[0]] > capacity or q > r for q in range(len(rows)) if q != r)
 
 
+def test_best_fit_puts_the_longest_first_into_the_fullest_row():
+    assert len(best_fit([3, 3, 3, 7, 7, 7], 10)) == 3
+    assert best_fit([6, 5, 4, 4], 10) == [[0, 2], [1, 3]]
+    assert best_fit([5, 7, 3], 10) == [[1, 2], [0]]
+
+
 @given(st.lists(st.lists(st.integers(0, 99), min_size=2, max_size=12), min_size=1, max_size=30))
 def test_packing_loses_nothing(documents):
     pairs = [next_token(d) for d in documents]

@@ -135,7 +135,8 @@ def edit(folder, **changes):
 @pytest.mark.parametrize("key, value", [
     ("format", "other"), ("format", "gone"), ("dtype", "float32"), ("dtype", ["uint16"]), ("vocab_size", 0), ("vocab_size", True),
     ("eos_id", -1), ("eos_id", "gone"), ("tokens", "5"), ("documents", 0), ("bytes", -1), ("tokenizer", 3), ("shards", []),
-    ("shards", [{"file": "../tokens-00000.bin", "tokens": 5, "sha256": ""}]), ("shards", [{"file": "tokens-00000.bin", "tokens": True, "sha256": ""}]),
+    ("shards", [{"file": "../tokens-00000.bin", "tokens": 5, "sha256": ""}]),
+    ("shards", [{"file": "tokens-00000.bin", "tokens": True, "sha256": ""}]),
     ("shards", [3]),
 ])
 def test_bad_index(tmp_path, key, value):
