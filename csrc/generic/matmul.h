@@ -36,40 +36,57 @@ INLINE void transpose_step(V (&x)[W]) {
 INLINE void transpose(V (&x)[W]) { transpose_step<1>(x); }
 
 // ---- packing ----
-// dst[k * width + j] = src(k, j) for k < kc, j < cols; zero for cols <= j < width. Element (k, j) stands at src[k * k_step + j * j_step].
+// W x W elements, rows `step` apart, turned: x[k] lane i = src[i * step + k]; rows beyond `rows` are 0.
+INLINE void load_turned(const float* src, index_t step, index_t rows, V (&x)[W]) {
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) x[i] = i < rows ? load(src + i * step) : V{};
+    transpose(x);
+}
+
+// B's panel: dst[k * width + j] = src[k * k_step + j * j_step] for k < kc, j < cols; zero for cols <= j < width, a multiple of W.
 static void pack_panel(const float* src, index_t k_step, index_t j_step, index_t kc, index_t cols, index_t width, float* dst) {
-    if (j_step == 1) {
-        for (index_t k = 0; k < kc; ++k) {
-            const float* from = src + k * k_step;
-            float* to = dst + k * width;
-            index_t j = 0;
-            for (; j + W <= cols; j += W) store(to + j, load(from + j));
-            for (; j < cols; ++j) to[j] = from[j];
-            for (; j < width; ++j) to[j] = 0.0f;
-        }
-        return;
-    }
-    index_t k_done = 0;
-    if (k_step == 1) {
-        k_done = kc / W * W;
-        for (index_t j = 0; j < width; j += W) {  // width is a multiple of W, or less than W
-            const index_t lanes = std::min<index_t>(W, width - j), rows = std::min(lanes, cols - j);
-            for (index_t k = 0; k < k_done; k += W) {
+    index_t k = 0;
+    if (j_step == 1 && cols == width) {
+        for (; k < kc; ++k)
+            for (index_t j = 0; j < width; j += W) store(dst + k * width + j, load(src + k * k_step + j));
+    } else if (k_step == 1) {
+        k = kc / W * W;
+        for (index_t j = 0; j < width; j += W)
+            for (index_t at = 0; at < k; at += W) {
                 V x[W];
+                load_turned(src + j * j_step + at, j_step, cols - j, x);
 #pragma GCC unroll 16
-                for (int i = 0; i < W; ++i) x[i] = i < rows ? load(src + (j + i) * j_step + k) : V{};
-                transpose(x);
-                if (lanes == W) {
-#pragma GCC unroll 16
-                    for (int i = 0; i < W; ++i) store(dst + (k + i) * width + j, x[i]);
-                } else {
-                    for (int i = 0; i < W; ++i) std::memcpy(dst + (k + i) * width + j, &x[i], lanes * sizeof(float));
-                }
+                for (int i = 0; i < W; ++i) store(dst + (at + i) * width + j, x[i]);
             }
-        }
     }
-    for (index_t k = k_done; k < kc; ++k)
+    for (; k < kc; ++k)
         for (index_t j = 0; j < width; ++j) dst[k * width + j] = j < cols ? src[k * k_step + j * j_step] : 0.0f;
+}
+
+// A's rows [0, rows) as panels of R_MAX: dst[p * R_MAX * kc + k * R_MAX + i] = src[(p * R_MAX + i) * row_step + k * k_step], zero beyond rows.
+static void pack_rows(const float* src, index_t row_step, index_t k_step, index_t rows, index_t kc, float* dst) {
+    constexpr index_t R = R_MAX;
+    const index_t whole = rows / R;
+    if (row_step == 1) {
+        for (index_t k = 0; k < kc; ++k)
+            for (index_t p = 0; p < whole; ++p) std::memcpy(dst + (p * kc + k) * R, src + k * k_step + p * R, R * sizeof(float));
+    } else if (k_step == 1) {
+        const index_t turned = kc / W * W;
+        for (index_t p = 0; p < whole; p += W / R)  // a turned block holds the rows of W / R panels
+            for (index_t k = 0; k < turned; k += W) {
+                V x[W];
+                load_turned(src + p * R * row_step + k, row_step, (whole - p) * R, x);
+                for (index_t q = 0; q < W / R && p + q < whole; ++q)
+#pragma GCC unroll 16
+                    for (int i = 0; i < W; ++i)
+                        std::memcpy(dst + ((p + q) * kc + k + i) * R, reinterpret_cast<const float*>(&x[i]) + q * R, R * sizeof(float));
+            }
+        for (index_t i = 0; i < whole * R; ++i)
+            for (index_t k = turned; k < kc; ++k) dst[(i / R * kc + k) * R + i % R] = src[i * row_step + k];
+    }
+    const index_t done = row_step == 1 || k_step == 1 ? whole * R : 0;
+    for (index_t i = done; i < (rows + R - 1) / R * R; ++i)
+        for (index_t k = 0; k < kc; ++k) dst[(i / R * kc + k) * R + i % R] = i < rows ? src[i * row_step + k * k_step] : 0.0f;
 }
 
 // ---- the tile ----
@@ -179,9 +196,7 @@ static void skinny_columns(const MatmulArgs& g, index_t col, index_t cols) {
         index_t k = 0;
         for (; k < whole; k += W) {
             V x[W];
-#pragma GCC unroll 16
-            for (int i = 0; i < W; ++i) x[i] = i < cols ? load(g.b + (col + i) * g.b_col + k0 + k) : V{};
-            transpose(x);
+            load_turned(g.b + col * g.b_col + k0 + k, g.b_col, cols, x);
 #pragma GCC unroll 16
             for (int i = 0; i < W; ++i)
 #pragma GCC unroll 4
@@ -255,10 +270,8 @@ static void product(const MatmulArgs& g) {
             if (a_packed) {
                 const index_t panels = (rows + R_MAX - 1) / R_MAX;
                 float* packed = static_cast<float*>(scratch(0, sizeof(float) * panels * R_MAX * kc));
-                parallel_ranges(panels, 8, [&](index_t begin, index_t end) {
-                    for (index_t p = begin; p < end; ++p)
-                        pack_panel(a + p * R_MAX * g.a_row, g.a_col, g.a_row, kc, std::min<index_t>(R_MAX, rows - p * R_MAX), R_MAX,
-                                   packed + p * R_MAX * kc);
+                parallel_ranges(rows, 8 * R_MAX, [&](index_t begin, index_t end) {
+                    pack_rows(a + begin * g.a_row, g.a_row, g.a_col, end - begin, kc, packed + begin * kc);
                 });
                 block.a = packed;
                 block.a_step = R_MAX;
