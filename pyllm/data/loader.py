@@ -5,6 +5,8 @@ elsewhere; the cut-off first and last window are padded. Each token is predicted
 permutation that is computed, not stored: a Feistel network keyed by (seed, epoch) whose values outside 0..n-1 are sent through
 again until they are inside (Black and Rogaway 2002, cycle walking). So the whole state is two whole numbers.
 """
+from functools import lru_cache
+
 import numpy as np
 
 from pyllm.data.packing import packed_windows
@@ -113,6 +115,7 @@ def permute(index, size, key):
     return x.astype(np.int64)
 
 
+@lru_cache(maxsize=64)
 def key(*numbers):
     """64 well-mixed bits from whole numbers, as an int."""
     state = np.zeros(1, np.uint64)

@@ -32,7 +32,7 @@ def check_equal(shards, documents):
     assert shards[:].tolist() == flat and shards[-2:].tolist() == flat[-2:] and shards[5:2].tolist() == []
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(DOCUMENTS, st.integers(1, 12))
 def test_round_trip(tmp_path_factory, documents, shard_tokens):
     folder = tmp_path_factory.getbasetemp() / "rt"
