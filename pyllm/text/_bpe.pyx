@@ -1,5 +1,5 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""The hot loops of byte-level BPE: splitting, merging, counting, learning. _bpe_py.py is the same in plain Python and says what each means."""
+"""The hot loops of byte-level BPE: splitting, merging, counting, learning. _bpe_py.py is the same in plain Python."""
 from cpython.bytearray cimport PyByteArray_FromStringAndSize
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
@@ -106,7 +106,7 @@ cdef class Scanner:
 
     def __init__(self, table, rules, contractions, newlines, edge):
         if table.shape[0] != 0x110000 or len(rules) > RULES:
-            raise ValueError(f"Scanner: expected a table of 1114112 classes and at most {RULES} rules, got {table.shape[0]} and {len(rules)}")
+            raise ValueError(f"Scanner: {table.shape[0]} classes and {len(rules)} rules, expected 1114112 and at most {RULES}")
         self.view, self.contractions, self.newlines, self.edge = table, contractions, newlines, edge
         self.table, self.n_rules = &self.view[0], len(rules)
         for i, rule in enumerate(rules):

@@ -162,7 +162,8 @@ class _Finder:
                     stop = len(text) - len(text[stop:].lstrip(BLANK))
             if done < start:
                 pieces.append((offset + done, text[done:start]))
-            pieces.append((offset + start, token.id))
+            if start < stop:  # not if a neighbour's rstrip took all of it
+                pieces.append((offset + start, token.id))
             done = stop
         if done < len(text):
             pieces.append((offset + done, text[done:]))

@@ -19,7 +19,7 @@ except ImportError:  # not compiled: the same in plain Python
 
 
 def _alphabet():
-    """-> 256 characters: printable Latin-1 bytes are themselves, the others take U+0100, U+0101 ... in order, so that a token is visible text."""
+    """-> 256 characters, so that tokens are visible text: printable Latin-1 is itself, the others take U+0100, U+0101 ... in order."""
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [b for b in range(256) if b not in shown]
     return "".join(chr(b if b in shown else 0x100 + hidden.index(b)) for b in range(256))
@@ -54,8 +54,8 @@ def _scanner(pattern):
 class ByteLevelBPE(Tokenizer):
     """vocab: {token: id}; merges: list of (left, right) tokens, best first; added: AddedTokens; together ids 0 .. V-1 without gaps.
 
-    pattern: a key of split.PATTERNS or None; add_prefix_space: a space before text that does not start with one; ignore_merges: a word that is
-    a token is taken whole. FormatError where these contradict each other. roles, config: see Tokenizer.
+    pattern: a key of split.PATTERNS or None; add_prefix_space: a space before text that does not start with one; ignore_merges: a word
+    that is a token is taken whole. FormatError where these contradict each other. roles, config: see Tokenizer.
     """
 
     def __init__(self, vocab, merges, added=(), *, pattern=GPT2, add_prefix_space=False, ignore_merges=False, roles=None, config=None):
@@ -80,8 +80,8 @@ class ByteLevelBPE(Tokenizer):
         if self._encoder.dropped >= 0:
             byte, self._encoder.dropped = self._encoder.dropped, -1
             missing = sum(c not in self.vocab for c in ALPHABET)
-            warnings.warn(f"encode: the vocabulary has no token for byte 0x{byte:02X} ({missing} of 256 are missing): such bytes are left out "
-                          "of the ids, as `tokenizers` does", stacklevel=4)
+            warnings.warn(f"encode: the vocabulary has no token for byte 0x{byte:02X} ({missing} of 256 are missing): "
+                          "such bytes are left out of the ids, as `tokenizers` does", stacklevel=4)
         return ids
 
     def encode_bytes(self, data):
@@ -92,19 +92,20 @@ class ByteLevelBPE(Tokenizer):
 
     @classmethod
     def train(cls, texts, vocab_size, *, special_tokens=("<|endoftext|>",), min_frequency=2, max_memory=1 << 30):
-        """Learns a tokenizer of at most `vocab_size` ids (fewer when no pair occurs `min_frequency` times any more) from an iterable of str.
+        """Learns a tokenizer of at most `vocab_size` ids from an iterable of str; fewer when no pair occurs `min_frequency` times any more.
 
-        Ids: the special tokens, the 256 bytes in the order of their characters in the vocabulary, then the merges. The most frequent pair is
-        merged first; of equally frequent ones the one with the smaller left id, then the smaller right id. Special tokens in the texts are
-        plain text. Counts are 64 bits wide. max_memory, in bytes, is kept by forgetting the rarest words (a warning says so once): a quarter
-        is for the distinct words, the rest for learning; the texts are read one at a time. Without that the ids equal those of BpeTrainer
-        in `tokenizers`. ConfigError for a vocab_size that does not hold the bytes and special tokens, ValueError for no text.
+        Ids: the special tokens, the 256 bytes in the order of their characters in the vocabulary, then the merges. The most frequent pair
+        is merged first; of equally frequent ones that with the smaller left id, then the smaller right id. Special tokens in the texts
+        are plain text. Counts are 64 bits wide. The texts are read one at a time. max_memory: bytes, a quarter for the distinct words, the
+        rest for learning; where more would be needed the rarest words are forgotten and a warning says so once. Without that the ids
+        equal those of BpeTrainer in `tokenizers`. ConfigError for a vocab_size below that of the bytes and special tokens, ValueError
+        for no text.
         """
         tokens = checked_specials(special_tokens)
         specials = len(tokens)
         tokens += [c for c in sorted(ALPHABET) if c not in tokens]
         if vocab_size < len(tokens):
-            raise ConfigError(f"train: vocab_size is {vocab_size}, expected at least {len(tokens)}: 256 bytes and {specials} special tokens")
+            raise ConfigError(f"train: vocab_size is {vocab_size}, expected at least {len(tokens)} for 256 bytes and {specials} specials")
         counter = loops.WordCounter(_scanner(GPT2), max_memory // 4)
         told = False
         with Progress(None, "count words", unit="B") as bar:
@@ -114,7 +115,7 @@ class ByteLevelBPE(Tokenizer):
                 bar.update(len(data))
                 if counter.pruned and not told:
                     told = True
-                    warnings.warn(f"train: more distinct words than fit {max_memory} bytes (max_memory): the rarest are forgotten", stacklevel=2)
+                    warnings.warn(f"train: too many distinct words for max_memory={max_memory}: the rarest are forgotten", stacklevel=2)
         text, lengths, counts = counter.words()
         del counter
         if not text:
@@ -142,9 +143,11 @@ def by_id(vocab, added):
         tokens[i] = token
     for token in added:
         if type(token.id) is not int or not 0 <= token.id < size:
-            raise FormatError(f"added tokens: {token.content!r:.60} has id {token.id!r:.60}; {size} tokens need the ids 0 .. {size - 1} without gaps")
+            raise FormatError(f"added tokens: {token.content!r:.60} has id {token.id!r:.60}; {size} tokens need the ids 0 .. {size - 1} "
+                              "without gaps")
         if not token.content or tokens[token.id] not in (None, token.content) or vocab.get(token.content, token.id) != token.id:
-            raise FormatError(f"added tokens: {token.content!r:.60} has id {token.id}, which is {tokens[token.id]!r:.60} elsewhere in the vocabulary")
+            raise FormatError(f"added tokens: {token.content!r:.60} has id {token.id}, but that id belongs to {tokens[token.id]!r:.60} and "
+                              f"that token has id {vocab.get(token.content)}")
         tokens[token.id] = token.content
     if None in tokens:
         raise FormatError(f"added tokens: nothing has id {tokens.index(None)}; {size} tokens need the ids 0 .. {size - 1}, each once")
@@ -157,6 +160,7 @@ def _merge_rows(vocab, merges):
     for rank, (left, right) in enumerate(merges):
         missing = [token for token in (left, right, left + right) if token not in vocab]
         if missing or not left or not right:
-            raise FormatError(f"merges: number {rank}, {left!r:.60} + {right!r:.60}, needs tokens that the vocabulary lacks: {str(missing or ['']):.90}")
+            raise FormatError(f"merges: number {rank}, {left!r:.60} + {right!r:.60}, needs tokens that the vocabulary lacks: "
+                              f"{str(missing or ['']):.90}")
         rows[rank] = vocab[left], vocab[right], vocab[left + right]
     return rows

@@ -8,7 +8,7 @@ from .bpe import by_id
 
 
 class CharTokenizer(Tokenizer):
-    """vocab: {character: id}; added: AddedTokens; together ids 0 .. V-1. A character outside the vocabulary is a ValueError when encoding."""
+    """vocab: {character: id}; added: AddedTokens; together ids 0 .. V-1. Encoding any other character is a ValueError."""
 
     def __init__(self, vocab, added=(), *, roles=None, config=None):
         for token in vocab:

@@ -1,6 +1,6 @@
 """Split patterns over Unicode classes: text -> words, before any merge. Tables only; the scanners are in _bpe.pyx and _bpe_py.py.
 
-A pattern is the table form of one of the field's pre-tokenizer expressions, which are all alternatives of the same few shapes, tried in order:
+A pattern is the table form of one of the field's pre-tokenizer expressions: alternatives of the same few shapes, tried in order:
   1. an English contraction 's 't 're 've 'm 'll 'd
   2. rules: an optional character of the set `prefix`, then 1 to `most` of the set `body`, then any number of the set `tail`
   3. white space: with `newlines`, up to the last line break of the run; otherwise the run without its last character when something
@@ -8,8 +8,8 @@ A pattern is the table form of one of the field's pre-tokenizer expressions, whi
 A new pattern is a new entry of PATTERNS, keyed by its expression as tokenizer.json spells it.
 
 Classes follow Unicode 16.0, as the engines behind `tokenizers` do: what `unicodedata` says, plus LATER, the letters and numbers that
-Unicode 15.0 to 16.0 added, for a Python whose `unicodedata` is older. (No code point that was already assigned changed its class between 14.0
-and 16.0. Letters of Unicode 17.0 and later get the class of the running Python.)
+Unicode 15.0 to 16.0 added, for a Python whose `unicodedata` is older. No code point that was already assigned changed its class
+between 14.0 and 16.0. Letters and numbers of Unicode 17.0 and later get the class of the running Python.
 """
 from dataclasses import dataclass
 from functools import cache

@@ -1,7 +1,8 @@
 """tokenizer.json, the format of the `tokenizers` package: read_tokenizer(path) and what Tokenizer.save writes.
 
-Read: model BPE, byte-level (pre-tokenizer ByteLevel, alone or after Digits or a Split whose expression is in split.PATTERNS) or of single characters
-without merges; no normalizer; post-processor ByteLevel (moves offsets only) or none. Everything else is a FormatError that names the key.
+Read: model BPE, byte-level (pre-tokenizer ByteLevel, alone or after Digits or a Split whose expression is in split.PATTERNS) or of
+single characters without merges; no normalizer; post-processor ByteLevel (it moves offsets only) or none. Everything else is a
+FormatError that names the key.
 """
 import json
 import os
@@ -59,7 +60,8 @@ def _roles(config):
 
 
 def _short(value):
-    return json.dumps(value)[:120] if not isinstance(value, (dict, list)) or len(value) < 10 else f"a {type(value).__name__} of {len(value)}"
+    large = isinstance(value, (dict, list)) and len(value) >= 10
+    return f"a {type(value).__name__} of {len(value)}" if large else json.dumps(value)[:120]
 
 
 def _get(data, where, key, kind, default=None):
@@ -108,11 +110,11 @@ def _build(data, roles, config):
     try:
         if splitting == {}:
             if merges or model.get("unk_token") is not None:
-                raise FormatError(f"model has {len(merges)} merges and unk_token {_short(model.get('unk_token'))} without a pre_tokenizer; supported: "
-                                  "ByteLevel, or single characters without merges and unk_token")
+                raise FormatError(f"model has {len(merges)} merges and unk_token {_short(model.get('unk_token'))} without a pre_tokenizer; "
+                                  "supported: ByteLevel, or single characters without merges and unk_token")
             return CharTokenizer(vocab, added, roles=roles, config=config)
-        return ByteLevelBPE(vocab, merges, added, ignore_merges=_get(model, "model.", "ignore_merges", bool, False), roles=roles, config=config,
-                            **splitting)
+        whole = _get(model, "model.", "ignore_merges", bool, False)
+        return ByteLevelBPE(vocab, merges, added, ignore_merges=whole, roles=roles, config=config, **splitting)
     except UnicodeEncodeError as error:
         raise FormatError(f"a token holds a lone surrogate: {error}") from None
 
@@ -162,7 +164,10 @@ def _read_added(i, token):
 
 
 def write_tokenizer(tokenizer, path):
-    """tokenizer -> path, a .json file, or a folder with tokenizer.json and tokenizer_config.json. What was there stays until the new is complete."""
+    """tokenizer -> path, a .json file, or a folder with tokenizer.json and tokenizer_config.json.
+
+    What was there stays until the new file is complete.
+    """
     path = Path(path)
     data = _as_json(tokenizer)
     if path.suffix == ".json":
@@ -181,7 +186,7 @@ def _write(path, data):
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(data, file, ensure_ascii=False, separators=(",", ":") if "model" in data else None, indent=None if "model" in data else 2)
+            json.dump(data, file, ensure_ascii=False, **({"separators": (",", ":")} if "model" in data else {"indent": 2}))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -191,8 +196,8 @@ def _write(path, data):
 
 def _as_json(tokenizer):
     chars = isinstance(tokenizer, CharTokenizer)
-    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": False,
-             "byte_fallback": False, "ignore_merges": not chars and tokenizer.ignore_merges,
+    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
+             "fuse_unk": False, "byte_fallback": False, "ignore_merges": not chars and tokenizer.ignore_merges,
              "vocab": dict(sorted(tokenizer.vocab.items(), key=lambda item: item[1])),
              "merges": [] if chars else [list(merge) for merge in tokenizer.merges]}
     return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [asdict(token) for token in tokenizer.added],

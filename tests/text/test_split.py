@@ -43,7 +43,7 @@ def test_known_splits(loops, pattern, text, words):
 
 
 @pytest.mark.skipif(_bpe is None, reason="not compiled")
-@given(data=st.one_of(TEXT.map(lambda t: t.encode("utf-8", "surrogatepass")), st.binary(max_size=60)), pattern=st.sampled_from(list(split.PATTERNS)))
+@given(st.one_of(TEXT.map(lambda t: t.encode("utf-8", "surrogatepass")), st.binary(max_size=60)), st.sampled_from(list(split.PATTERNS)))
 def test_compiled_scanner_equals_the_plain_one_and_loses_nothing(data, pattern):
     words = scanner(_bpe, pattern).words(data)
     assert words == scanner(_bpe_py, pattern).words(data)

@@ -55,7 +55,7 @@ def test_merges_as_strings_and_a_model_without_type(tmp_path):
 @pytest.mark.parametrize("pattern, prefix", [*((p, False) for p in (*split.PATTERNS, None)), (split.GPT2, True), (None, True)])
 def test_pre_tokenizers_come_back(tmp_path, pattern, prefix):
     model = VECTORS["tokenizer"]["model"]
-    first = ByteLevelBPE(model["vocab"], [tuple(m) for m in model["merges"]], pattern=pattern, add_prefix_space=prefix, ignore_merges=prefix)
+    first = ByteLevelBPE(model["vocab"], model["merges"], pattern=pattern, add_prefix_space=prefix, ignore_merges=prefix)
     first.save(tmp_path)
     again = read_tokenizer(tmp_path)
     assert (again.pattern, again.add_prefix_space, again.ignore_merges) == (pattern, prefix, prefix)
@@ -63,7 +63,8 @@ def test_pre_tokenizers_come_back(tmp_path, pattern, prefix):
 
 
 def test_roles_come_from_the_config_and_the_rest_of_it_stays(tmp_path):
-    config = {"eos_token": {"content": "lo", "lstrip": False}, "bos_token": EOS, "pad_token": None, "chat_template": "{{ x }}", "model_max_length": 1024}
+    config = {"eos_token": {"content": "lo", "lstrip": False}, "bos_token": EOS, "pad_token": None, "chat_template": "{{ x }}",
+              "model_max_length": 1024}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     tokenizer = read(tmp_path, VECTORS["tokenizer"])
     assert (tokenizer.eos_id, tokenizer.bos_id, tokenizer.pad_id) == (tokenizer.id("lo"), 0, None)
@@ -99,7 +100,7 @@ def sequence(*steps):
     (["model", "type"], "WordPiece", "model.type is \"WordPiece\"; supported: BPE"),
     (["normalizer"], {"type": "NFC"}, "normalizer is .*NFC.*; supported: null"),
     (["pre_tokenizer"], {"type": "Metaspace"}, "pre_tokenizer is .*Metaspace.*ByteLevel"),
-    (["pre_tokenizer"], sequence({"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated"}, BYTE_LEVEL), "pre_tokenizer is"),
+    (["pre_tokenizer"], sequence({"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated"}, BYTE_LEVEL), "pre_tok.* is"),
     (["pre_tokenizer"], sequence(), "pre_tokenizer is"),
     (["pre_tokenizer"], {"type": "Sequence", "pretokenizers": 3}, "pre_tokenizer is"),
     (["pre_tokenizer"], [], "pre_tokenizer is"),
@@ -171,16 +172,16 @@ def test_no_file(tmp_path):
 
 JSON = st.recursive(st.none() | st.booleans() | st.integers(-5, 400) | st.floats(allow_nan=False) | st.text(max_size=5),
                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5)
-PLACES = [["version"], ["truncation"], ["added_tokens"], ["added_tokens", 0], ["added_tokens", 0, "id"], ["added_tokens", 0, "content"], ["normalizer"],
-          ["pre_tokenizer"], ["pre_tokenizer", "type"], ["pre_tokenizer", "add_prefix_space"], ["post_processor"], ["decoder"], ["model"],
-          ["model", "type"], ["model", "vocab"], ["model", "vocab", "a"], ["model", "merges"], ["model", "merges", 0], ["model", "merges", 0, 1],
-          ["model", "ignore_merges"], ["model", "unk_token"]]
+PLACES = ["version", "truncation", "added_tokens", "added_tokens/0", "added_tokens/0/id", "added_tokens/0/content", "normalizer", "model",
+          "pre_tokenizer", "pre_tokenizer/type", "pre_tokenizer/add_prefix_space", "post_processor", "decoder", "model/type", "model/vocab",
+          "model/vocab/a", "model/merges", "model/merges/0", "model/merges/0/1", "model/ignore_merges", "model/unk_token"]
 
 
 @pytest.mark.filterwarnings("ignore:tokenizer.json sets", "ignore:encode")
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(PLACES), JSON)
-def test_anything_anywhere_is_read_or_refused(tmp_path, path, value):
+def test_anything_anywhere_is_read_or_refused(tmp_path, place, value):
+    path = [int(key) if key.isdigit() else key for key in place.split("/")]
     try:
         tokenizer = read(tmp_path, changed(*path, value=value))
     except FormatError:
