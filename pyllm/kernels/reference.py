@@ -244,7 +244,7 @@ def attention_vjp(dout, q, k, v, out, lse, *, causal=True, window=0, segments=No
     c = q.dtype.type(q.shape[-1] ** -0.5 if scale is None else scale)  # forward: s = c * q @ k^T + bias
     dq = c * np.einsum("bhqk,bkhd->bqhd", ds, _groups(k, q))
     dk, dv = c * np.einsum("bhqk,bqhd->bkhd", ds, q), np.einsum("bhqk,bqhd->bkhd", p, dout)
-    split = (*k.shape[:3], -1, k.shape[3])
+    split = (*k.shape[:3], q.shape[2] // k.shape[2], k.shape[3])
     dbias = None
     if need_bias:
         dbias = ds.sum(tuple(i for i in (0, 1) if bias.shape[i] == 1 and ds.shape[i] > 1), keepdims=True)
