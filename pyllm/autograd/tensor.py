@@ -1,5 +1,6 @@
 """Tensor, the tape, and what turns a function over arrays into a differentiable operation."""
 import heapq
+import threading
 from functools import wraps
 from itertools import count
 
@@ -9,8 +10,14 @@ from pyllm import env
 
 REGISTRY = {}  # name -> operation: the tests go through it
 _serial = count()
-_recording = True
-_need = ()
+
+
+class _State(threading.local):  # a thread that generates under no_grad does not stop another one from training
+    recording = True
+    need = ()
+
+
+_state = _State()
 
 
 class Tensor:
@@ -92,6 +99,8 @@ def _send(tensor, g, dy):
     node = tensor._node
     if g.shape != tensor.data.shape:
         raise ValueError(f"backward: a gradient of shape {g.shape} for a tensor of shape {tensor.data.shape}")
+    if g.dtype != tensor.data.dtype:  # losses are float64, what is below them is not
+        g = g.astype(tensor.data.dtype)
     ours = dy is not None and not np.may_share_memory(g, dy)
     if node is None:
         if tensor.grad is None:
@@ -109,33 +118,30 @@ def _send(tensor, g, dy):
 
 
 class no_grad:
-    """with no_grad(): nothing is recorded."""
+    """with no_grad(): nothing is recorded, in this thread."""
+
+    during = False
 
     def __enter__(self):
-        global _recording
-        self.before, _recording = _recording, False
+        self.before, _state.recording = _state.recording, self.during
         return self
 
     def __exit__(self, *_):
-        global _recording
-        _recording = self.before
+        _state.recording = self.before
 
 
 class _grad(no_grad):
-    def __enter__(self):
-        global _recording
-        self.before, _recording = _recording, True
-        return self
+    during = True
 
 
 def recording():
     """Whether operations are recorded now."""
-    return _recording
+    return _state.recording
 
 
 def needs():
     """-> for each positional argument of the operation that is being called, whether a gradient will be asked for it."""
-    return _need
+    return _state.need
 
 
 def op(function):
@@ -152,8 +158,8 @@ def op(function):
 
     @wraps(function)
     def call(*args, **options):
-        global _need
-        _need = need = tuple([_recording and type(a) is Tensor and a.requires_grad for a in args])
+        on = _state.recording
+        _state.need = need = tuple([on and type(a) is Tensor and a.requires_grad for a in args])
         y, vjp = function(*[a.data if type(a) is Tensor else a for a in args], **options)
         result = Tensor(y)
         if True in need:
@@ -170,7 +176,7 @@ def checkpoint(function, *inputs):
 
     function must give the same bits both times: randomness comes from keys (see rng.py), which it does here by construction.
     """
-    if not _recording:
+    if not _state.recording:
         return function(*inputs)
     with no_grad():
         result = Tensor(function(*inputs).data)
