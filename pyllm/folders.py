@@ -20,7 +20,7 @@ def build(config, seed=None):
 
 
 def load(path):
-    """path: a Hugging Face model folder -> (model, tokenizer); tokenizer is None where the folder has none.
+    """path: a Hugging Face model folder, or a run folder, whose model/ is then opened -> (model, tokenizer), which is None if there is none.
 
     Every tensor of the model must be in the files exactly once and every tensor of the files must have a place; all mismatches come in
     one FormatError.
@@ -28,6 +28,8 @@ def load(path):
     folder = Path(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"load: {folder}: no such folder; expected one with config.json and model.safetensors")
+    if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
+        folder = folder / "model"
     model = build(read_json(folder / "config.json"))
     load_weights(model, read_shards(folder), str(folder))
     tokenizer = None
@@ -67,7 +69,12 @@ def checkpoint_tensors(model):
 def save(model, tokenizer, path):
     """Writes a folder that `load` and the transformers library open; an older one of that name is replaced when all is written."""
     with atomic_folder(path) as folder:
-        write_json(folder / "config.json", model.config.to_dict())
-        write(folder / "model.safetensors", checkpoint_tensors(model), {"format": "pt"})
-        if tokenizer is not None:
-            tokenizer.save(folder)
+        write_files(model, tokenizer, folder)
+
+
+def write_files(model, tokenizer, folder):
+    """Writes what `save` writes into a folder that exists; tokenizer may be None."""
+    write_json(folder / "config.json", model.config.to_dict())
+    write(folder / "model.safetensors", checkpoint_tensors(model), {"format": "pt"})
+    if tokenizer is not None:
+        tokenizer.save(folder)

@@ -1,7 +1,9 @@
 """Training: the loop, optimizers, schedules, averages, checkpoints that resume exactly."""
+from pyllm.training.checkpoint import Log, load_checkpoint, newest, read_log, save_checkpoint
 from pyllm.training.ema import EMA, EarlyStopping
 from pyllm.training.loop import Evaluation, Record, evaluate, train
 from pyllm.training.optim import AdamW
 from pyllm.training.schedule import SCHEDULES, constant, cosine, linear, wsd
 
-__all__ = ["EMA", "SCHEDULES", "AdamW", "EarlyStopping", "Evaluation", "Record", "constant", "cosine", "evaluate", "linear", "train", "wsd"]
+__all__ = ["EMA", "SCHEDULES", "AdamW", "EarlyStopping", "Evaluation", "Log", "Record", "constant", "cosine", "evaluate", "linear",
+           "load_checkpoint", "newest", "read_log", "save_checkpoint", "train", "wsd"]
