@@ -99,6 +99,81 @@ void matmul(const py::array& a, const py::array& b, const py::array& c, bool ta,
     active->matmul(g);
 }
 
+// ---- attention and positions ----
+
+// (B, T, H, D) whose last two axes are dense.
+struct Heads {
+    float* data;
+    index_t b, t, h, d, row, batch;
+    Heads(const py::handle& object, const char* name, bool writeable = false) {
+        py::array a = checked<float>(object, name, writeable);
+        if (a.ndim() != 4) throw py::type_error(std::string(name) + ": expected (B, T, H, D), got " + std::to_string(a.ndim()) + " axes");
+        data = const_cast<float*>(static_cast<const float*>(a.data()));
+        b = a.shape(0), t = a.shape(1), h = a.shape(2), d = a.shape(3);
+        batch = a.strides(0) / 4, row = a.strides(1) / 4;
+        if (a.size() && ((d > 1 && a.strides(3) != 4) || (h > 1 && a.strides(2) != d * 4) || a.strides(0) % 4 || a.strides(1) % 4))
+            throw py::type_error(std::string(name) + ": expected its last two axes dense");
+    }
+};
+
+AttentionArgs attention_args(const py::object& q, const py::object& k, const py::object& v, const py::object& out_, const py::object& lse,
+                             const py::object& q_segments, const py::object& k_segments, const py::object& starts, const py::object& bias,
+                             index_t window, float scale, bool causal) {
+    const Heads qh(q, "attention: q"), kh(k, "attention: k"), vh(v, "attention: v");
+    AttentionArgs g{};
+    g.q = qh.data, g.k = kh.data, g.v = vh.data;
+    g.b = qh.b, g.tq = qh.t, g.tk = kh.t, g.h = qh.h, g.hkv = kh.h, g.d = qh.d;
+    g.q_row = qh.row, g.k_row = kh.row, g.v_row = vh.row;
+    g.q_batch = qh.batch, g.k_batch = kh.batch, g.v_batch = vh.batch;
+    g.out = out(out_, "attention: out");
+    g.lse = out(lse, "attention: lse");
+    g.q_segments = dense<int32_t>(q_segments, "attention: segments", false, true);
+    g.k_segments = dense<int32_t>(k_segments, "attention: segments", false, true);
+    g.starts = dense<int64_t>(starts, "attention: starts", false, true);
+    g.bias = in(bias, "attention: bias", true);
+    if (g.bias) {
+        const py::array a = py::reinterpret_borrow<py::array>(bias);
+        g.bias_q = g.tk;
+        g.bias_h = a.shape(1) == 1 ? 0 : g.tq * g.tk;
+        g.bias_b = a.shape(0) == 1 ? 0 : a.shape(1) * g.tq * g.tk;
+    }
+    g.window = window, g.scale = scale, g.causal = causal;
+    return g;
+}
+
+void attention(const py::object& q, const py::object& k, const py::object& v, const py::object& out_, const py::object& lse,
+               const py::object& q_segments, const py::object& k_segments, const py::object& starts, const py::object& bias, index_t window,
+               float scale, bool causal) {
+    const AttentionArgs g = attention_args(q, k, v, out_, lse, q_segments, k_segments, starts, bias, window, scale, causal);
+    py::gil_scoped_release release;
+    active->attention(g);
+}
+
+void attention_vjp(const py::object& dout, const py::object& q, const py::object& k, const py::object& v, const py::object& out_,
+                   const py::object& lse, const py::object& q_segments, const py::object& k_segments, const py::object& starts,
+                   const py::object& bias, index_t window, float scale, bool causal, const py::object& dq, const py::object& dk,
+                   const py::object& dv, const py::object& dbias) {
+    AttentionArgs g = attention_args(q, k, v, out_, lse, q_segments, k_segments, starts, bias, window, scale, causal);
+    g.dout = in(dout, "attention_vjp: dout");
+    const Heads dqh(dq, "attention_vjp: dq", true), dkh(dk, "attention_vjp: dk", true), dvh(dv, "attention_vjp: dv", true);
+    g.dq = dqh.data, g.dk = dkh.data, g.dv = dvh.data;
+    g.dq_row = dqh.row, g.dk_row = dkh.row, g.dv_row = dvh.row;
+    g.dq_batch = dqh.batch, g.dk_batch = dkh.batch, g.dv_batch = dvh.batch;
+    g.dbias = out(dbias, "attention_vjp: dbias", true);
+    py::gil_scoped_release release;
+    active->attention_vjp(g);
+}
+
+void rope(const py::object& x, const py::object& y, const py::object& cos, const py::object& sin, const py::object& positions, index_t rotary,
+          bool interleaved, bool inverse) {
+    const Heads h(x, "rope: x");
+    float* to = out(y, "rope: out");
+    const float *c = in(cos, "rope: cos"), *s = in(sin, "rope: sin");
+    const int32_t* p = dense<int32_t>(positions, "rope: positions");
+    py::gil_scoped_release release;
+    active->rope(h.data, to, c, s, p, h.b * h.t, h.h, h.d, rotary, h.row, interleaved, inverse);
+}
+
 double fma_peak(index_t rounds) {
     std::vector<float> sink(thread_limit());
     py::gil_scoped_release release;
@@ -142,5 +217,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     });
     m.def("empty", empty);
     m.def("matmul", matmul);
+    m.def("attention", attention);
+    m.def("attention_vjp", attention_vjp);
+    m.def("rope", rope);
     m.def("fma_peak", fma_peak);
 }

@@ -24,12 +24,12 @@ struct MatmulArgs {
 };
 
 struct AttentionArgs {
-    // rows of q, k, v, ... are `*_row` apart, heads D apart, batch entries T * row apart (so that they may lie in a fused qkv)
+    // rows of q, k, v, ... are `*_row` apart, heads D apart, batch entries `*_batch` apart (so that they may lie in a fused qkv or a longer cache)
     const float *q, *k, *v;  // q:(B, Tq, H, D) k, v:(B, Tk, Hkv, D)
     float* out;              // (B, Tq, H, D) dense
     float* lse;              // (B, H, Tq)
     index_t b, tq, tk, h, hkv, d;
-    index_t q_row, k_row, v_row;
+    index_t q_row, k_row, v_row, q_batch, k_batch, v_batch;
     const int32_t *q_segments, *k_segments;  // (B, Tq), (B, Tk), or null
     const int64_t* starts;                   // (B,) key index of query 0, or null: tk - tq
     const float* bias;                       // strides below; null: none
@@ -39,8 +39,8 @@ struct AttentionArgs {
     bool causal;
     // vjp only
     const float* dout;     // (B, Tq, H, D) dense
-    float *dq, *dk, *dv;   // laid out like q, k, v with the rows below
-    index_t dq_row, dk_row, dv_row;
+    float *dq, *dk, *dv;   // laid out like q, k, v with the strides below; written, not added to
+    index_t dq_row, dk_row, dv_row, dq_batch, dk_batch, dv_batch;
     float* dbias;          // laid out like bias, zero-filled by the caller, or null
 };
 
