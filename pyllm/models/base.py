@@ -3,13 +3,21 @@ import dataclasses
 
 import numpy as np
 
-from pyllm.autograd import ops
+from pyllm.autograd import ops, recording
 from pyllm.errors import ConfigError, suggest
 from pyllm.nn import Module
 
 
 class Config:
-    """A frozen dataclass with the keys of the Hugging Face config.json; keys it does not know are kept in `extra`."""
+    """A frozen dataclass with the keys of the Hugging Face config.json; keys it does not know are kept in `extra`.
+
+    ConfigError names every value of the wrong kind or range; a family's own __post_init__ adds what must fit together.
+    """
+
+    def __post_init__(self):
+        wrong = [_mismatch(f, getattr(self, f.name)) for f in dataclasses.fields(self)]
+        if any(wrong):
+            raise ConfigError(f"{self.model_type} config: " + ", and ".join(filter(None, wrong)))
 
     @classmethod
     def from_dict(cls, values, strict=False):
@@ -19,9 +27,6 @@ class Config:
         if strict and unknown:
             key = next(iter(unknown))
             raise ConfigError(f"model.{key}: not a key of {cls.model_type}.{suggest(key, known)} Known: {', '.join(known)}")
-        for key, value in values.items():
-            if key in known and value is not None:
-                _check(cls, known[key], value)
         return cls(**{k: v for k, v in values.items() if k in known}, extra=unknown)
 
     def to_dict(self):
@@ -30,18 +35,24 @@ class Config:
         return {"model_type": self.model_type, "architectures": [self.architecture], **values, **self.extra}
 
 
-def _check(cls, field, value):
-    default, where = field.default, f"{cls.model_type} config: {field.name}"
-    if isinstance(default, bool):
-        ok, expected = isinstance(value, bool), "true or false"
-    elif isinstance(default, int) or field.type in ("int", int):
-        ok, expected = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31, "a whole number of at least 1"
-    elif isinstance(default, float):
-        ok, expected = isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value) and value >= 0, "a number of at least 0"
-    else:
-        ok, expected = True, ""
-    if not ok:
-        raise ConfigError(f"{where}={value!r}; expected {expected}")
+_KINDS = {  # type of a field -> (what is right, in words)
+    bool: (lambda v: type(v) is bool, "true or false"),
+    int: (lambda v: type(v) is int and 0 < v < 2**31, "a whole number of at least 1"),
+    float: (lambda v: type(v) in (int, float) and 0 <= v < float("inf"), "a number of at least 0"),
+    str: (lambda v: type(v) is str, "a text"),
+    dict: (lambda v: type(v) is dict, "a table"),
+    type(None): (lambda v: v is None, "nothing"),
+}
+
+
+def _mismatch(field, value):
+    """-> what is wrong with a field's value, or None."""
+    kinds = [_KINDS[kind] for kind in getattr(field.type, "__args__", (field.type,))]
+    if not any(right(value) for right, _ in kinds):
+        return f"{field.name}={value!r}; expected {' or '.join(words for _, words in kinds)}"
+    if field.name.endswith(("pdrop", "dropout")) and value >= 1:
+        return f"{field.name}={value!r}; expected a probability below 1"
+    return None
 
 
 class CausalLM(Module):
@@ -59,18 +70,25 @@ class CausalLM(Module):
         """tokens:(B, T) integers -> logits Tensor (B, T, V); ValueError on ids out of range or a row beyond the context."""
         return ops.linear(self.hidden(tokens, segments, cache, rng), self.head_weight())
 
-    def check(self, tokens, segments=None):
+    def check(self, tokens, segments=None, cache=None):
         """-> tokens as int32 (B, T), segments as int32 (B, T) or None; ValueError says what is wrong."""
-        tokens = np.asarray(tokens)
+        tokens, name = np.asarray(tokens), type(self).__name__
         if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or not tokens.size:
-            raise ValueError(f"{type(self).__name__}: tokens of shape {tokens.shape} and dtype {tokens.dtype}; expected integers (B, T), not empty")
+            raise ValueError(f"{name}: tokens of shape {tokens.shape} and dtype {tokens.dtype}; expected integers (B, T), not empty")
         low, high, v = int(tokens.min()), int(tokens.max()), self.config.vocab_size
         if low < 0 or high >= v:
             bad = low if low < 0 else high
             where = tuple(int(i) for i in np.argwhere(tokens == bad)[0])
-            raise ValueError(f"{type(self).__name__}: token id {bad} at {where}; expected 0..{v - 1}. Hint: is this the model's own tokenizer?")
+            raise ValueError(f"{name}: token id {bad} at {where}; expected 0..{v - 1}. Hint: is this the model's own tokenizer?")
         if segments is not None:
             segments = np.ascontiguousarray(segments, np.int32)
             if segments.shape != tokens.shape:
-                raise ValueError(f"{type(self).__name__}: segments {segments.shape}, expected the shape of tokens {tokens.shape}")
+                raise ValueError(f"{name}: segments {segments.shape}, expected the shape of tokens {tokens.shape}")
+        if cache is not None:
+            if segments is not None:
+                raise ValueError(f"{name}: segments and a cache exclude each other: the rows of a cache are one document each")
+            if len(cache.lengths) != len(tokens):
+                raise ValueError(f"{name}: a cache of {len(cache.lengths)} rows for tokens {tokens.shape}")
+            if recording():
+                raise ValueError(f"{name}: no gradient flows through a cache. Hint: with no_grad()")
         return np.ascontiguousarray(tokens, np.int32), segments

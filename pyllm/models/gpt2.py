@@ -24,7 +24,7 @@ class GPT2Config(Config):
     layer_norm_epsilon: float = 1e-5
     embd_pdrop: float = 0.0
     resid_pdrop: float = 0.0
-    attn_pdrop: float = 0.0
+    attn_pdrop: float = 0.0  # kept for the file; attention weights are never dropped
     initializer_range: float = 0.02
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
@@ -33,6 +33,7 @@ class GPT2Config(Config):
     extra: dict = field(default_factory=dict)
 
     def __post_init__(self):
+        super().__post_init__()
         if self.n_embd % self.n_head:
             raise ConfigError(f"gpt2 config: n_embd={self.n_embd} is not a multiple of n_head={self.n_head}")
         if self.activation_function not in ACTIVATIONS:
@@ -110,7 +111,7 @@ class GPT2(CausalLM):
         return self.transformer.wte.weight if self.lm_head is None else self.lm_head.weight
 
     def hidden(self, tokens, segments=None, cache=None, rng: Rng | None = None):
-        tokens, segments = self.check(tokens, segments)
+        tokens, segments = self.check(tokens, segments, cache)
         body, c = self.transformer, self.config
         x = body.wte(tokens) + body.wpe(positions(tokens, segments, cache, limit=c.n_positions))
         x = ops.dropout(x, c.embd_pdrop, rng and rng.fold(c.n_layer))

@@ -44,11 +44,15 @@ class LlamaConfig(Config):
         return super().from_dict(values, strict)
 
     def __post_init__(self):
+        super().__post_init__()
         if self.num_attention_heads % self.kv_heads:
-            raise ConfigError(f"llama config: num_attention_heads={self.num_attention_heads} is not a multiple of num_key_value_heads={self.kv_heads}")
+            raise ConfigError(f"llama config: num_attention_heads={self.num_attention_heads} is not a multiple of "
+                              f"num_key_value_heads={self.kv_heads}")
         if self.head_dim is None and self.hidden_size % self.num_attention_heads or self.head_size % 2:
-            raise ConfigError(f"llama config: hidden_size={self.hidden_size} and num_attention_heads={self.num_attention_heads}: expected heads of "
-                              "a whole, even size")
+            raise ConfigError(f"llama config: hidden_size={self.hidden_size} and num_attention_heads={self.num_attention_heads}: "
+                              "expected heads of a whole, even size")
+        if self.rope_theta <= 0:
+            raise ConfigError(f"llama config: rope_theta={self.rope_theta}; expected a number above 0")
         if self.hidden_act not in ACTIVATIONS:
             raise ConfigError(f"llama config: hidden_act={self.hidden_act!r}; expected one of {', '.join(ACTIVATIONS)}")
         if (self.rope_scaling or {}).get("rope_type", (self.rope_scaling or {}).get("type", "default")) != "default":
@@ -103,7 +107,8 @@ class Block(Module):
         self.p = c.dropout
 
     def __call__(self, x, at, segments, cache, rng):
-        x = add_projection(self.self_attn.o_proj, self.self_attn(self.input_layernorm(x), at, segments, cache), x, self.p, rng and rng.fold(0))
+        heads = self.self_attn(self.input_layernorm(x), at, segments, cache)
+        x = add_projection(self.self_attn.o_proj, heads, x, self.p, rng and rng.fold(0))
         return add_projection(self.mlp.down_proj, self.mlp(self.post_attention_layernorm(x)), x, self.p, rng and rng.fold(1))
 
 
@@ -125,13 +130,15 @@ class Llama(CausalLM):
     def __init__(self, config, checkpointing=False):
         self.config, self.checkpointing = config, checkpointing
         self.model = Body(config)
-        self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size, False, config.initializer_range)
+        self.lm_head = None
+        if not config.tie_word_embeddings:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, False, config.initializer_range)
 
     def head_weight(self):
         return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
     def hidden(self, tokens, segments=None, cache=None, rng: Rng | None = None):
-        tokens, segments = self.check(tokens, segments)
+        tokens, segments = self.check(tokens, segments, cache)
         at = positions(tokens, segments, cache, limit=self.config.max_position_embeddings)
         x = self.model.embed_tokens(tokens)
         for i, block in enumerate(self.model.layers):

@@ -47,12 +47,11 @@ class Module:
         """The Module or Tensor at `path`; KeyError names what is there instead."""
         found = self
         for i, part in enumerate(path.split(".") if path else ()):
-            try:
-                found = found[int(part)] if isinstance(found, list) else getattr(found, part)
-            except (AttributeError, IndexError, ValueError):
-                here = ".".join(path.split(".")[:i])
-                names = range(len(found)) if isinstance(found, list) else [n for n in vars(found)]
-                raise KeyError(f"{type(self).__name__}.get: no {path!r}: {here or 'the model'} has {', '.join(map(str, names))}") from None
+            inside = {str(n): m for n, m in enumerate(found)} if isinstance(found, list) else vars(found) if isinstance(found, Module) else {}
+            if part not in inside:
+                here = ".".join(path.split(".")[:i]) or "the model"
+                raise KeyError(f"{type(self).__name__}.get: no {path!r}: {here} has {', '.join(inside) or 'nothing below'}")
+            found = inside[part]
         return found
 
     def set(self, path, value):
@@ -74,7 +73,8 @@ class Module:
         own = dict(self.named_parameters())
         wrong = [f"missing: {n} {p.shape}" for n, p in own.items() if n not in state]
         wrong += [f"unexpected: {n} {np.shape(a)}" for n, a in state.items() if n not in own]
-        wrong += [f"{n}: shape {np.shape(state[n])}, expected {p.shape}" for n, p in own.items() if n in state and np.shape(state[n]) != p.shape]
+        wrong += [f"{n}: shape {np.shape(state[n])}, expected {p.shape}" for n, p in own.items()
+                  if n in state and np.shape(state[n]) != p.shape]
         if wrong:
             raise ValueError(f"{type(self).__name__}.load: {len(wrong)} mismatches:\n  " + "\n  ".join(wrong))
         for name, p in own.items():

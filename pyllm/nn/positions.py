@@ -16,7 +16,8 @@ def positions(tokens, segments=None, cache=None, limit=None):
         fresh[:, 1:] = segments[:, 1:] != segments[:, :-1]
         at = index - np.maximum.accumulate(np.where(fresh, index, 0), axis=1)
     if limit is not None and at.size and at.max() >= limit:
-        raise ValueError(f"position {at.max()} is beyond the context: the model has {limit} positions. Hint: shorten the text or the batch's rows")
+        raise ValueError(f"position {at.max()} is beyond the context: the model has {limit} positions. "
+                         "Hint: shorten the text or the batch's rows")
     return np.ascontiguousarray(at, np.int32)
 
 

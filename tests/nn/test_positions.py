@@ -1,0 +1,83 @@
+"""Positions from segments and caches, rotary tables, the cache itself."""
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyllm.nn import Cache, RotaryTable, positions
+
+TOKENS = np.zeros((2, 5), np.int32)
+
+
+def test_positions():
+    assert positions(TOKENS).tolist() == [[0, 1, 2, 3, 4]] * 2
+    segments = np.array([[0, 0, 1, 1, 1], [1, 1, 2, 2, 0]], np.int32)
+    assert positions(TOKENS, segments)[segments > 0].tolist() == [0, 1, 2, 0, 1, 0, 1]
+
+
+@given(runs=st.lists(st.tuples(st.booleans(), st.integers(1, 6)), min_size=1, max_size=8))
+def test_positions_count_from_each_documents_first_token(runs):
+    segments, expected, document = [], [], 0
+    for padding, length in runs:
+        document += not padding
+        segments += [0 if padding else document] * length
+        expected += [None if padding else i for i in range(length)]
+    got = positions(np.zeros((1, len(segments)), np.int32), np.array([segments], np.int32))[0].tolist()
+    assert [g for g, e in zip(got, expected) if e is not None] == [e for e in expected if e is not None]
+
+
+def test_positions_behind_a_cache_and_beyond_the_limit():
+    cache = Cache(2)
+    cache.advance(np.array([3, 7]))
+    assert positions(TOKENS[:, :2], cache=cache).tolist() == [[3, 4], [7, 8]]
+    assert positions(TOKENS[:, :2], cache=cache, limit=9).max() == 8
+    with pytest.raises(ValueError, match="position 9 is beyond the context: the model has 9 positions"):
+        positions(TOKENS[:, :3], cache=cache, limit=9)
+    segments = np.array([[1, 1, 1, 2, 2]] * 2, np.int32)
+    assert positions(TOKENS, segments, limit=3).max() == 2
+    with pytest.raises(ValueError, match="position 4"):
+        positions(TOKENS, limit=4)
+
+
+def test_rotary_table_grows_without_changing():
+    table = RotaryTable(6, theta=100.0)
+    small = [t.copy() for t in table(10)]
+    large = table(5000)
+    assert len(large[0]) > 5000 and large[0].shape[1] == 3
+    for a, b in zip(small, large):
+        assert np.array_equal(a, b[: len(a)])
+    at = np.arange(len(large[0]))[:, None] * 100.0 ** (-np.arange(0, 6, 2) / 6)
+    np.testing.assert_allclose(large[0], np.cos(at), atol=1e-6)
+    np.testing.assert_allclose(large[1], np.sin(at), atol=1e-6)
+    assert table(10)[0] is large[0]
+
+
+@given(data=st.data(), rows=st.integers(1, 4), capacity=st.integers(1, 5))
+def test_cache_holds_what_each_row_was_given(data, rows, capacity):
+    """Ragged appends: what a row wrote beyond its real tokens is overwritten by its next ones."""
+    cache, given_, draw = Cache(rows, capacity), [[] for _ in range(rows)], np.random.default_rng(0)
+    for _ in range(data.draw(st.integers(1, 5))):
+        t = data.draw(st.integers(1, 4))
+        counts = np.array([data.draw(st.integers(0, t)) for _ in range(rows)])
+        k = draw.standard_normal((rows, t, 2, 3)).astype(np.float32)
+        for layer in (0, 1):
+            keys, values = cache.append(layer, k + layer, -k)
+        cache.advance(counts)
+        for row in range(rows):
+            given_[row] += list(k[row, : counts[row]])
+        for row in range(rows):
+            held = np.array(given_[row]).reshape(-1, 2, 3)
+            assert cache.lengths[row] == len(held)
+            np.testing.assert_array_equal(keys[row, : len(held)], held + np.float32(1))
+            np.testing.assert_array_equal(values[row, : len(held)], -held)
+
+
+def test_cache_keeps_rows():
+    cache = Cache(3)
+    k = np.arange(3, dtype=np.float32)[:, None, None, None] * np.ones((1, 2, 1, 1), np.float32)
+    cache.append(0, k, k)
+    cache.advance(np.array([1, 2, 2]))
+    cache.keep(np.array([2, 0]))
+    assert cache.lengths.tolist() == [2, 1]
+    keys, _ = cache.append(0, k[:2] + 7, k[:2])
+    assert keys[0, :3, 0, 0].tolist() == [2, 2, 7] and keys[1, :2, 0, 0].tolist() == [0, 8]
