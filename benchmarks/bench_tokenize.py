@@ -1,39 +1,29 @@
-"""Tokenizing and training: pyllm against the `tokenizers` package on one thread, in the same run. python benchmarks/bench_tokenize.py
-
-Text: wikitext-2 and tinyshakespeare where ../shared/data is, else the standard library's pydoc topics. A case is first checked (equal ids),
-then timed. The peer gets its fastest call for documents, encode_batch_fast, with one thread, next to one call on the whole text.
+"""Tokenizing and training a tokenizer: pyllm against the `tokenizers` package, one thread each. Text: wikitext-2 and tinyshakespeare
+where ../shared/data is, else the standard library's pydoc topics. Rates are bytes of text; the peer gets its fastest call for lines.
 """
 import json
 import os
-import statistics
-import time
 from pathlib import Path
+
+from benchmarks.harness import Case
+from pyllm.text import ByteLevelBPE
 
 DATA = Path(__file__).parents[1] / "../shared/data"
 
 
-def median_ms(call, repeats):
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times)
-
-
 def texts():
     """-> {name: text}."""
-    found = {name: path for name in ("wikitext-2/valid.txt", "tinyshakespeare/input.txt") if (path := DATA / name).exists()}
+    found = {path.parent.name: path for path in (DATA / "wikitext-2/valid.txt", DATA / "tinyshakespeare/input.txt") if path.exists()}
     if found:
         return {name: path.read_text(encoding="utf-8") for name, path in found.items()}
     from pydoc_data.topics import topics
 
-    return {"pydoc_data.topics": "\n".join(topics.values())}
+    return {"pydoc topics": "\n".join(topics.values())}
 
 
 def trained_peer(lines, vocab_size):
     """-> what the tokenizers package learns from the same lines, or None where it is not installed."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread; read when the package first works
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread
     try:
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     except ImportError:
@@ -45,37 +35,36 @@ def trained_peer(lines, vocab_size):
     return peer
 
 
-def run(quick=False):
-    """-> list of records: name, shape (bytes of text, vocabulary), threads, checked, median_ms, mb_s, and the ratio to tokenizers."""
-    from pyllm.text import ByteLevelBPE
-
-    records, repeats = [], 1 if quick else 3
+def cases(quick, threads):
     for name, text in texts().items():
-        lines, size, vocab_size = text.splitlines(True), len(text.encode()), 2000 if quick else 8000
-        ours, peer = ByteLevelBPE.train(lines, vocab_size), trained_peer(lines, vocab_size)
-
-        def record(kind, checked, call, peer_call):
-            ms = median_ms(call, 3 * repeats)
-            entry = {"name": f"{kind} {name}", "shape": [size, vocab_size], "threads": 1, "checked": checked, "median_ms": ms,
-                     "mb_s": size / ms / 1e3}
-            if peer:
-                entry["ratio_tokenizers"] = median_ms(peer_call, repeats) / ms
-            records.append(entry)
-
-        same = peer and json.loads(peer.to_str())["model"]["vocab"] == ours.vocab
-        record("train", bool(same) if peer else ours.vocab_size <= vocab_size, lambda: ByteLevelBPE.train(lines, vocab_size),
-               lambda: trained_peer(lines, vocab_size))
-        ids = ours.encode(text)
-        checked = ours.decode(ids) == text and (not peer or peer.encode(text).ids == ids)
-        fresh = [ByteLevelBPE(ours.vocab, ours.merges, ours.added) for _ in range(3 * repeats)]
-        record("encode, cold cache", checked, lambda: fresh.pop().encode_array(text), lambda: peer.encode(text))
-        record("encode", checked, lambda: ours.encode_array(text), lambda: peer.encode(text))
-        checked = checked and (not peer or [e.ids for e in peer.encode_batch_fast(lines)] == ours.encode_batch(lines))
-        record("encode lines", checked, lambda: ours.encode_batch(lines), lambda: peer.encode_batch_fast(lines))
-        record("decode", checked, lambda: ours.decode(ids), lambda: peer.decode(ids, skip_special_tokens=False))
-    return records
+        yield from cases_of(name, text[:200_000] if quick else text, 1000 if quick else 8000)
 
 
-if __name__ == "__main__":
-    for found in run():
-        print(json.dumps(found))
+def cases_of(name, text, vocab_size):
+    lines = text.splitlines(True)
+    size = len(text.encode())
+    ours, peer = ByteLevelBPE.train(lines, vocab_size), trained_peer(lines, vocab_size)
+    ids = ours.encode(text)
+
+    def check_training():
+        assert ours.vocab_size <= vocab_size and ours.decode(ids) == text
+        assert peer is None or json.loads(peer.to_str())["model"]["vocab"] == ours.vocab
+
+    def check_ids():
+        check_training()
+        assert ours.encode_array(text).tolist() == ids
+        assert peer is None or peer.encode(text).ids == ids
+
+    def check_lines():
+        check_training()
+        assert peer is None or [e.ids for e in peer.encode_batch_fast(lines)] == ours.encode_batch(lines)
+
+    def case(kind, check, run, rival, unit=0.0):
+        return Case(f"tokenize {kind}", f"{name} {size} B, V={vocab_size}", run, check, bytes=size, tokenizers=rival if peer else None, unit=unit)
+
+    yield case("train", check_training, lambda: ByteLevelBPE.train(lines, vocab_size), lambda: trained_peer(lines, vocab_size))
+    yield case("load + encode", check_ids, lambda: ByteLevelBPE(ours.vocab, ours.merges, ours.added).encode_array(text),
+               lambda: peer.encode(text), len(ids))
+    yield case("encode", check_ids, lambda: ours.encode_array(text), lambda: peer.encode(text), len(ids))
+    yield case("encode lines", check_lines, lambda: ours.encode_batch(lines), lambda: peer.encode_batch_fast(lines), len(ids))
+    yield case("decode", check_training, lambda: ours.decode(ids), lambda: peer.decode(ids, skip_special_tokens=False), len(ids))

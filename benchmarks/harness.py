@@ -22,6 +22,7 @@ class Case:
     bytes: float = 0.0  # that one run must move
     numpy: Callable | None = None
     torch: Callable | None = None
+    tokenizers: Callable | None = None
     precision: str = "f32"
     unit: float = 0.0  # for decoding: tokens of one run
 
@@ -39,7 +40,7 @@ def torch_or_none(threads):
 def measure_case(case, rounds=7, budget=1.0):
     """-> the record of a case: checked, then timed in `rounds` turns of pyllm, NumPy and PyTorch with the limit probed beside."""
     case.check()
-    sides = {"pyllm": case.run, "numpy": case.numpy, "torch": case.torch}
+    sides = {"pyllm": case.run, "numpy": case.numpy, "torch": case.torch, "tokenizers": case.tokenizers}
     sides = {name: f for name, f in sides.items() if f}
     once = {name: measure.seconds(f) for name, f in sides.items()}  # also the warm-up
     repeat = {name: max(1, min(1000, int(budget / rounds / len(sides) / max(t, 1e-7)))) for name, t in once.items()}
@@ -58,6 +59,7 @@ def measure_case(case, rounds=7, budget=1.0):
         "median_ms": round(1e3 * median, 4), "gflops" if case.flops else "gbs": round(rate, 1),
         "pct_limit": round(100 * rate / limit, 1) if limit else None, "peak_rss_mb": round(measure.peak_rss_mb() or 0, 1),
         "ratio_numpy": _round(ratio("numpy")), "ratio_torch": _round(ratio("torch")),
+        **({"ratio_tokenizers": _round(ratio("tokenizers"))} if case.tokenizers else {}),
         **({"tokens_per_second": round(case.unit / median, 1)} if case.unit else {}),
     }
 
@@ -77,7 +79,7 @@ def show(record, as_json):
         print(json.dumps(record), flush=True)
         return
     rate = f"{record['gflops']:8.1f} GFLOP/s" if "gflops" in record else f"{record.get('gbs', 0):8.1f} GB/s   "
-    peers = "".join(f"  {peer} {record[f'ratio_{peer}']:6.2f}x" for peer in ("numpy", "torch") if record.get(f"ratio_{peer}") is not None)
+    peers = "".join(f"  {peer} {record[f'ratio_{peer}']:6.2f}x" for peer in ("numpy", "torch", "tokenizers") if record.get(f"ratio_{peer}") is not None)
     tokens = f"  {record['tokens_per_second']:.0f} tok/s" if "tokens_per_second" in record else ""
     limit = f"{record['pct_limit']:5.1f} %" if record.get("pct_limit") is not None else "      -"
     print(f"{record['name']:<22} {record['shape']:<34} {record['median_ms']:10.3f} ms {rate} {limit}{peers}{tokens}", flush=True)

@@ -120,9 +120,9 @@ class Encoder:
 
 
 class WordCounter:
-    """Counts words in at most about `limit` bytes: when the table is larger, the rarest words are forgotten until half is left."""
+    """Counts words so that they and learning from them take at most about `limit` bytes: beyond it the rarest are forgotten, down to half."""
 
-    ENTRY = 96  # bytes a word takes here beside its text
+    ENTRY, BYTE = 1000, 60  # bytes that a word takes, and each of its bytes, in lists and dicts
 
     def __init__(self, scanner, limit):
         self.scanner, self.limit = scanner, limit
@@ -134,7 +134,7 @@ class WordCounter:
             if word not in self.counts:
                 if self.size > self.limit:
                     self._prune()
-                self.size += len(word) + self.ENTRY
+                self.size += self.ENTRY + self.BYTE * len(word)
             self.counts[word] = self.counts.get(word, 0) + 1
 
     def _prune(self):
@@ -144,7 +144,7 @@ class WordCounter:
             kept = {word: count for word, count in self.counts.items() if count >= floor}
             self.pruned += len(self.counts) - len(kept)
             self.counts = kept
-            self.size = sum(map(len, kept)) + self.ENTRY * len(kept)
+            self.size = self.ENTRY * len(kept) + self.BYTE * sum(map(len, kept))
 
     def words(self):
         """-> (text of all words, lengths:(N,) int64, counts:(N,) int64)."""

@@ -96,8 +96,8 @@ class ByteLevelBPE(Tokenizer):
 
         Ids: the special tokens, the 256 bytes in the order of their characters in the vocabulary, then the merges. The most frequent pair
         is merged first; of equally frequent ones that with the smaller left id, then the smaller right id. Special tokens in the texts
-        are plain text. Counts are 64 bits wide. The texts are read one at a time. max_memory: bytes, a quarter for the distinct words, the
-        rest for learning; where more would be needed the rarest words are forgotten and a warning says so once. Without that the ids
+        are plain text. Counts are 64 bits wide. The texts are read one at a time. max_memory: bytes for the distinct words and for
+        learning from them; where more would be needed the rarest words are forgotten and a warning says so once. Without that the ids
         equal those of BpeTrainer in `tokenizers`. ConfigError for a vocab_size below that of the bytes and special tokens, ValueError
         for no text.
         """
@@ -106,7 +106,7 @@ class ByteLevelBPE(Tokenizer):
         tokens += [c for c in sorted(ALPHABET) if c not in tokens]
         if vocab_size < len(tokens):
             raise ConfigError(f"train: vocab_size is {vocab_size}, expected at least {len(tokens)} for 256 bytes and {specials} specials")
-        counter = loops.WordCounter(_scanner(GPT2), max_memory // 4)
+        counter = loops.WordCounter(_scanner(GPT2), max_memory)
         told = False
         with Progress(None, "count words", unit="B") as bar:
             for text in checked_texts(texts):

@@ -19,7 +19,7 @@ DATA = Path(__file__).parents[2] / "../shared/data"
 EOS = "<|endoftext|>"
 REAL = ["wikitext-2/valid.txt", "wikitext-2/test.txt", "sentencepiece/botchan.txt", "sentencepiece/wagahaiwa_nekodearu.txt",
         "tinyshakespeare/input.txt"]
-UNICODE_17_NUMBERS = (*range(0x11DE0, 0x11DEA), *range(0x16FF4, 0x16FF7))
+UNICODE_17_NUMBERS = set(map(chr, (*range(0x11DE0, 0x11DEA), *range(0x16FF4, 0x16FF7))))
 SPICE = "aZsStTdDmMrRvVeElL'''  \t\n\r09½Ⅷ.,!?-_\u0085\u00a0\u200b\u200d\u2028\u3000\u017f\u0130\u212a"
 SPICE += "éΩяא言の한๑🙂\u0301\u093e\u1c89\ufeff\ufffd<|>"
 
@@ -92,12 +92,12 @@ def test_every_code_point_and_random_text_split_alike(pattern):
     ours = loops.Scanner(split.class_table(), entry.rules, entry.contractions, entry.newlines, entry.edge)
 
     def cuts(text):
+        if pattern == split.DIGITS and not UNICODE_17_NUMBERS.isdisjoint(text):  # the peer's Digits is ahead of the rest of it
+            return
         ends = np.cumsum([len(word.decode()) for word in ours.words(text.encode())]).tolist()
         assert ends == [end for _, (_, end) in theirs.pre_tokenize_str(text)], repr(text)
 
     for c in [*range(0xD800), *range(0xE000, 0x40000), *range(0xE0000, 0xE0200), *range(0xF0000, 0x110000, 997)]:
-        if pattern == split.DIGITS and c in UNICODE_17_NUMBERS:  # the peer's Digits is ahead of the rest of it
-            continue
         cuts(f"a{chr(c)}a '{chr(c)}1{chr(c)}! {chr(c)} {chr(c)}{chr(c)}\n")
     for text in spread(2, 12_000):
         cuts(text)
