@@ -13,6 +13,8 @@ namespace py = pybind11;
 
 namespace {
 
+using Object = const py::object&;
+
 const Kernels* active = nullptr;
 
 // ---- checks ----
@@ -47,6 +49,8 @@ T* dense(const py::handle& object, const char* name, bool writeable = false, boo
 }
 const float* in(const py::handle& o, const char* name, bool optional = false) { return dense<float>(o, name, false, optional); }
 float* out(const py::handle& o, const char* name, bool optional = false) { return dense<float>(o, name, true, optional); }
+
+index_t size(const py::handle& a) { return py::reinterpret_borrow<py::array>(a).size(); }
 
 // ---- memory ----
 
@@ -174,6 +178,184 @@ void rope(const py::object& x, const py::object& y, const py::object& cos, const
     active->rope(h.data, to, c, s, p, h.b * h.t, h.h, h.d, rotary, h.row, interleaved, inverse);
 }
 
+// ---- element by element ----
+
+void activation(Object x, Object y, int act) {
+    const float* from = in(x, "activation: x");
+    float* to = out(y, "activation: out");
+    const index_t n = size(y);
+    py::gil_scoped_release release;
+    active->activation(from, to, n, Activation(act));
+}
+
+void activation_vjp(Object dy, Object x, Object dx, int act) {
+    const float *d = in(dy, "activation_vjp: dy"), *from = in(x, "activation_vjp: x");
+    float* to = out(dx, "activation_vjp: dx");
+    const index_t n = size(dx);
+    py::gil_scoped_release release;
+    active->activation_vjp(d, from, to, n, Activation(act));
+}
+
+void glu(Object gate, Object up, Object y, int act) {
+    const float *g = in(gate, "glu: gate"), *u = in(up, "glu: up");
+    float* to = out(y, "glu: out");
+    const index_t n = size(y);
+    py::gil_scoped_release release;
+    active->glu(g, u, to, n, Activation(act));
+}
+
+void glu_vjp(Object dy, Object gate, Object up, Object dgate, Object dup, int act) {
+    const float *d = in(dy, "glu_vjp: dy"), *g = in(gate, "glu_vjp: gate"), *u = in(up, "glu_vjp: up");
+    float *dg = out(dgate, "glu_vjp: dgate"), *du = out(dup, "glu_vjp: dup");
+    const index_t n = size(dy);
+    py::gil_scoped_release release;
+    active->glu_vjp(d, g, u, dg, du, n, Activation(act));
+}
+
+void add(Object a, Object b, Object y) {
+    const float *pa = in(a, "add: a"), *pb = in(b, "add: b");
+    float* to = out(y, "add: out");
+    const index_t n = size(y);
+    py::gil_scoped_release release;
+    active->add(pa, pb, to, n);
+}
+
+void dropout(Object x, Object y, uint32_t threshold, float scale, uint64_t key) {
+    const float* from = in(x, "dropout: x");
+    float* to = out(y, "dropout: out");
+    const index_t n = size(y);
+    py::gil_scoped_release release;
+    active->dropout(from, to, n, threshold, scale, key);
+}
+
+// ---- norms ----
+
+void column_sum(Object x, Object y) {
+    const float* from = in(x, "column_sum: x");
+    float* to = out(y, "column_sum: out");
+    const index_t c = size(y), n = c ? size(x) / c : 0;
+    py::gil_scoped_release release;
+    active->column_sum(from, to, n, c);
+}
+
+void layer_norm(Object x, Object w, Object b, Object y, Object mean, Object rstd, float eps) {
+    const float *from = in(x, "layer_norm: x"), *pw = in(w, "layer_norm: w"), *pb = in(b, "layer_norm: b", true);
+    float *to = out(y, "layer_norm: out"), *m = out(mean, "layer_norm: mean"), *r = out(rstd, "layer_norm: rstd");
+    const index_t n = size(rstd), c = size(w);
+    py::gil_scoped_release release;
+    active->layer_norm(from, pw, pb, to, m, r, n, c, eps);
+}
+
+void layer_norm_vjp(Object dy, Object x, Object w, Object mean, Object rstd, Object dx, Object dw, Object db) {
+    const float *d = in(dy, "layer_norm_vjp: dy"), *from = in(x, "layer_norm_vjp: x"), *pw = in(w, "layer_norm_vjp: w");
+    const float *m = in(mean, "layer_norm_vjp: mean"), *r = in(rstd, "layer_norm_vjp: rstd");
+    float *to = out(dx, "layer_norm_vjp: dx"), *pdw = out(dw, "layer_norm_vjp: dw", true), *pdb = out(db, "layer_norm_vjp: db", true);
+    const index_t n = size(rstd), c = size(w);
+    py::gil_scoped_release release;
+    active->layer_norm_vjp(d, from, pw, m, r, to, pdw, pdb, n, c);
+}
+
+void rms_norm(Object x, Object w, Object y, Object rstd, float eps) {
+    const float *from = in(x, "rms_norm: x"), *pw = in(w, "rms_norm: w");
+    float *to = out(y, "rms_norm: out"), *r = out(rstd, "rms_norm: rstd");
+    const index_t n = size(rstd), c = size(w);
+    py::gil_scoped_release release;
+    active->rms_norm(from, pw, to, r, n, c, eps);
+}
+
+void rms_norm_vjp(Object dy, Object x, Object w, Object rstd, Object dx, Object dw) {
+    const float *d = in(dy, "rms_norm_vjp: dy"), *from = in(x, "rms_norm_vjp: x"), *pw = in(w, "rms_norm_vjp: w");
+    const float* r = in(rstd, "rms_norm_vjp: rstd");
+    float *to = out(dx, "rms_norm_vjp: dx"), *pdw = out(dw, "rms_norm_vjp: dw", true);
+    const index_t n = size(rstd), c = size(w);
+    py::gil_scoped_release release;
+    active->rms_norm_vjp(d, from, pw, r, to, pdw, n, c);
+}
+
+// ---- softmax and losses: rows of v ----
+
+void softmax(Object x, Object y, index_t v, bool log) {
+    const float* from = in(x, log ? "log_softmax: x" : "softmax: x");
+    float* to = out(y, "softmax: out");
+    const index_t n = v ? size(y) / v : 0;
+    py::gil_scoped_release release;
+    (log ? active->log_softmax : active->softmax)(from, to, n, v);
+}
+
+void softmax_vjp(Object dy, Object y, Object dx, index_t v, bool log) {
+    const float *d = in(dy, log ? "log_softmax_vjp: dy" : "softmax_vjp: dy"), *py_ = in(y, log ? "log_softmax_vjp: y" : "softmax_vjp: y");
+    float* to = out(dx, "softmax_vjp: dx");
+    const index_t n = v ? size(dx) / v : 0;
+    py::gil_scoped_release release;
+    (log ? active->log_softmax_vjp : active->softmax_vjp)(d, py_, to, n, v);
+}
+
+void cross_entropy(Object logits, Object targets, Object loss, index_t v, float label_smoothing, float z_loss, bool grad) {
+    float *x = out(logits, "cross_entropy: logits"), *l = out(loss, "cross_entropy: loss");
+    const int32_t* t = dense<int32_t>(targets, "cross_entropy: targets");
+    const index_t n = size(loss);
+    py::gil_scoped_release release;
+    active->cross_entropy(x, t, l, n, v, label_smoothing, z_loss, grad);
+}
+
+// ---- embedding ----
+
+// The flat index of the first id outside [low, high), or -1.
+index_t first_outside(Object ids, int64_t low, int64_t high) {
+    const int32_t* p = dense<int32_t>(ids, "ids");
+    const index_t n = size(ids);
+    for (index_t i = 0; i < n; ++i)
+        if (p[i] < low || p[i] >= high) return i;
+    return -1;
+}
+
+void embedding(Object w, Object ids, Object y, index_t c) {
+    const float* table = in(w, "embedding: w");
+    const int32_t* p = dense<int32_t>(ids, "embedding: ids");
+    float* to = out(y, "embedding: out");
+    const index_t n = size(ids);
+    py::gil_scoped_release release;
+    active->embedding(table, p, to, n, c);
+}
+
+void embedding_vjp(Object dy, Object ids, Object dw, index_t c, index_t rows) {
+    const float* d = in(dy, "embedding_vjp: dy");
+    const int32_t* p = dense<int32_t>(ids, "embedding_vjp: ids");
+    float* to = out(dw, "embedding_vjp: dw");
+    const index_t n = size(ids);
+    py::gil_scoped_release release;
+    active->embedding_vjp(d, p, to, n, c, rows);
+}
+
+// ---- optimizer ----
+
+double sum_squares(Object x) {
+    const float* from = in(x, "sum_squares: x");
+    const index_t n = size(x);
+    py::gil_scoped_release release;
+    return active->sum_squares(from, n);
+}
+
+void adamw(Object p, Object g, Object m, Object v, double lr, double beta1, double beta2, double eps, double weight_decay,
+           double correction1, double correction2, double scale) {
+    const float* grad = in(g, "adamw: g");
+    float *weight = out(p, "adamw: p"), *first = out(m, "adamw: m"), *second = out(v, "adamw: v");
+    const index_t n = size(p);
+    py::gil_scoped_release release;
+    active->adamw(weight, grad, first, second, n, lr, beta1, beta2, eps, weight_decay, correction1, correction2, scale);
+}
+
+// ---- sampling ----
+
+void sample(Object logits, Object uniform, Object ids, index_t v, double temperature, index_t top_k, double top_p, double min_p) {
+    const float* x = in(logits, "sample: logits");
+    const double* u = dense<double>(uniform, "sample: uniform");
+    int32_t* to = dense<int32_t>(ids, "sample: out", true);
+    const index_t n = size(ids);
+    py::gil_scoped_release release;
+    active->sample(x, u, to, n, v, temperature, top_k, top_p, min_p);
+}
+
 double fma_peak(index_t rounds) {
     std::vector<float> sink(thread_limit());
     py::gil_scoped_release release;
@@ -220,5 +402,25 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     m.def("attention", attention);
     m.def("attention_vjp", attention_vjp);
     m.def("rope", rope);
+    m.def("activation", activation);
+    m.def("activation_vjp", activation_vjp);
+    m.def("glu", glu);
+    m.def("glu_vjp", glu_vjp);
+    m.def("add", add);
+    m.def("dropout", dropout);
+    m.def("column_sum", column_sum);
+    m.def("layer_norm", layer_norm);
+    m.def("layer_norm_vjp", layer_norm_vjp);
+    m.def("rms_norm", rms_norm);
+    m.def("rms_norm_vjp", rms_norm_vjp);
+    m.def("softmax", softmax);
+    m.def("softmax_vjp", softmax_vjp);
+    m.def("cross_entropy", cross_entropy);
+    m.def("first_outside", first_outside);
+    m.def("embedding", embedding);
+    m.def("embedding_vjp", embedding_vjp);
+    m.def("sum_squares", sum_squares);
+    m.def("adamw", adamw);
+    m.def("sample", sample);
     m.def("fma_peak", fma_peak);
 }

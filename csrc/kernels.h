@@ -56,6 +56,7 @@ struct Kernels {
     void (*activation_vjp)(const float* dy, const float* x, float* dx, index_t n, Activation act);
     void (*glu)(const float* gate, const float* up, float* y, index_t n, Activation act);
     void (*glu_vjp)(const float* dy, const float* gate, const float* up, float* dgate, float* dup, index_t n, Activation act);
+    void (*column_sum)(const float* x, float* y, index_t n, index_t c);  // x:(n, c)
     void (*add)(const float* a, const float* b, float* y, index_t n);
     void (*dropout)(const float* x, float* y, index_t n, uint32_t threshold, float scale, uint64_t key);
 
@@ -84,8 +85,8 @@ struct Kernels {
 
     // ---- optimizer ----
     double (*sum_squares)(const float* x, index_t n);
-    void (*adamw)(float* p, const float* g, float* m, float* v, index_t n, float lr, float beta1, float beta2, float eps,
-                  float weight_decay, float correction1, float correction2, float scale);  // corrections: 1 - beta^step
+    void (*adamw)(float* p, const float* g, float* m, float* v, index_t n, double lr, double beta1, double beta2, double eps,
+                  double weight_decay, double correction1, double correction2, double scale);  // corrections: 1 - beta^step
 
     // ---- sampling ----
     void (*sample)(const float* logits, const double* uniform, int32_t* ids, index_t n, index_t v, double temperature, index_t top_k,

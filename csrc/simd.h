@@ -15,7 +15,22 @@ INLINE void store(float* p, V x) { *reinterpret_cast<VMem*>(p) = x; }
 INLINE V splat(float x) { return x - V{}; }  // -0.0f stays -0.0f
 INLINE VI splat_int(int32_t x) { return x + VI{}; }
 
-// The first n lanes (0 < n <= W), the others `fill`.
+// The first n lanes (0 < n <= W), the others `fill`. Memory behind them is not touched.
+#if PYLLM_WIDTH == 16
+INLINE __mmask16 first_lanes(index_t n) { return __mmask16(0xFFFFu >> (16 - n)); }
+INLINE V load_n(const float* p, index_t n, float fill = 0.0f) {
+    return n == W ? load(p) : V(_mm512_mask_loadu_ps(__m512(splat(fill)), first_lanes(n), p));
+}
+INLINE void store_n(float* p, V x, index_t n) { n == W ? store(p, x) : _mm512_mask_storeu_ps(p, first_lanes(n), __m512(x)); }
+#elif PYLLM_WIDTH == 8
+INLINE VI first_lanes(index_t n) { return VI{0, 1, 2, 3, 4, 5, 6, 7} < splat_int(int32_t(n)); }
+INLINE V load_n(const float* p, index_t n, float fill = 0.0f) {
+    if (n == W) return load(p);
+    const VI mask = first_lanes(n);
+    return mask ? V(_mm256_maskload_ps(p, __m256i(mask))) : splat(fill);
+}
+INLINE void store_n(float* p, V x, index_t n) { n == W ? store(p, x) : _mm256_maskstore_ps(p, __m256i(first_lanes(n)), __m256(x)); }
+#else
 INLINE V load_n(const float* p, index_t n, float fill = 0.0f) {
     if (n == W) return load(p);
     float lanes[W];
@@ -28,6 +43,7 @@ INLINE void store_n(float* p, V x, index_t n) {
     store(lanes, x);
     for (int i = 0; i < n; ++i) p[i] = lanes[i];
 }
+#endif
 
 INLINE V vmax(V a, V b) { return a > b ? a : b; }  // b where either is NaN
 INLINE V vmin(V a, V b) { return a < b ? a : b; }
@@ -35,35 +51,69 @@ INLINE VI as_int(V x) { return reinterpret_cast<VI>(x); }
 INLINE V as_float(VI x) { return reinterpret_cast<V>(x); }
 INLINE V to_float(VI x) { return __builtin_convertvector(x, V); }
 
-// Lanes added as a fixed tree: halves, quarters, ...
-INLINE float sum(V x) {
-    float lanes[W];
-    store(lanes, x);
-    for (int half = W / 2; half; half /= 2)
-        for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-    return lanes[0];
-}
-INLINE float max_lane(V x) {
-    float lanes[W];
-    store(lanes, x);
-    for (int half = W / 2; half; half /= 2)
-        for (int i = 0; i < half; ++i) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
-    return lanes[0];
+INLINE V vsqrt(V x) {
+#if PYLLM_WIDTH == 16
+    return V(_mm512_maskz_sqrt_ps(0xFFFF, __m512(x)));
+#elif PYLLM_WIDTH == 8
+    return V(_mm256_sqrt_ps(__m256(x)));
+#else
+    for (int i = 0; i < W; ++i) x[i] = __builtin_sqrtf(x[i]);
+    return x;
+#endif
 }
 
-// e^x to 1.2e-7 relative: x = n ln2 + r, ln2 in two constants, a degree-6 polynomial in r; 0 below -87.34, inf above 88.72, NaN stays.
+template <int S, int... I>
+INLINE V rotated(V x, std::integer_sequence<int, I...>) { return __builtin_shufflevector(x, x, ((I + S) % W)...); }
+
+// Lanes added as a fixed tree: halves, quarters, ...
+template <int HALF = W / 2>
+INLINE float sum(V x) {
+    if constexpr (HALF == 0) return x[0];
+    else return sum<HALF / 2>(x + rotated<HALF>(x, std::make_integer_sequence<int, W>()));
+}
+template <int HALF = W / 2>
+INLINE float max_lane(V x) {
+    if constexpr (HALF == 0) return x[0];
+    else return max_lane<HALF / 2>(vmax(x, rotated<HALF>(x, std::make_integer_sequence<int, W>())));
+}
+
+// Sum over j = 0, W, ... of f(j, lanes), the last one for c - j lanes: four accumulators, so that the order depends on c alone.
+template <class F>
+INLINE float row_sum(index_t c, const F& f) {
+    V a{}, b{}, d{}, e{};
+    index_t j = 0;
+    for (; j + 4 * W <= c; j += 4 * W) {
+        a += f(j, W);
+        b += f(j + W, W);
+        d += f(j + 2 * W, W);
+        e += f(j + 3 * W, W);
+    }
+    for (; j + W <= c; j += W) a += f(j, W);
+    if (j < c) b += f(j, c - j);
+    return sum((a + b) + (d + e));
+}
+
+// f(j, lanes) for j = 0, W, ... < c.
+template <class F>
+INLINE void each_vector(index_t c, const F& f) {
+    index_t j = 0;
+    for (; j + W <= c; j += W) f(j, W);
+    if (j < c) f(j, c - j);
+}
+
+// e^x to 1.2e-7 relative: x = n ln2 + r, ln2 in two constants, e^r = 1 + r + r^2 P(r) with a minimax P (3.1e-9). 0 below -87.336 (no
+// subnormals), inf above 88.7228, NaN stays.
 INLINE V exp(V x) {
     const V magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer
     const V clamped = vmin(vmax(x, splat(-87.3365f)), splat(88.7228f));
     const V n = (clamped * 1.44269504f + magic) - magic;
     V r = clamped - n * 0.693359375f;
     r = r + n * 2.12194440e-4f;
-    V p = splat(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
+    V p = splat(1.38145e-3f);
+    p = p * r + 8.368753e-3f;
+    p = p * r + 4.1668391e-2f;
+    p = p * r + 1.66665198e-1f;
+    p = p * r + 4.9999994e-1f;
     p = p * r * r + r + 1.0f;
     const VI e = __builtin_convertvector(n, VI);
     const VI first = e >> 1;  // 2^128 and 2^-126 need two factors

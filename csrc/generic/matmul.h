@@ -159,27 +159,24 @@ struct Panels {
 };
 
 // ---- epilogue ----
-INLINE V activate(V x, Activation act) {
-    switch (act) {
-        case kRelu: return vmax(x, V{});
-        default: return x;
+// C[rows, cols] holds sums: bias, activation, residual.
+template <Activation A>
+static void finish_with(const MatmulArgs& g, index_t row, index_t rows, index_t col, index_t cols) {
+    for (index_t i = row; i < row + rows; ++i) {
+        const index_t at = i * g.c_row + col;
+        each_vector(cols, [&](index_t j, index_t n) {
+            V x = load_n(g.c + at + j, n);
+            if (g.bias) x = x + load_n(g.bias + col + j, n);
+            if (g.z) store_n(g.z + at + j, x, n);
+            x = activate<A>(x).y;
+            if (g.residual) x = x + load_n(g.residual + at + j, n);
+            store_n(g.c + at + j, x, n);
+        });
     }
 }
 
-// C[rows, cols] holds sums: bias, activation, residual.
 static void finish(const MatmulArgs& g, index_t row, index_t rows, index_t col, index_t cols) {
-    for (index_t i = row; i < row + rows; ++i) {
-        float* c = g.c + i * g.c_row + col;
-        for (index_t j = 0; j < cols; j += W) {
-            const index_t n = std::min<index_t>(W, cols - j);
-            V x = load_n(c + j, n);
-            if (g.bias) x = x + load_n(g.bias + col + j, n);
-            if (g.z) store_n(g.z + i * g.c_row + col + j, x, n);
-            x = activate(x, g.act);
-            if (g.residual) x = x + load_n(g.residual + i * g.c_row + col + j, n);
-            store_n(c + j, x, n);
-        }
-    }
+    choose(g.act, [&](auto a) { finish_with<decltype(a)::value>(g, row, rows, col, cols); });
 }
 
 INLINE bool has_epilogue(const MatmulArgs& g) { return g.bias || g.z || g.act != kNone || g.residual; }

@@ -1,7 +1,13 @@
 // Every kernel, compiled for the ISA whose file includes this inside its target region and anonymous namespace.
 #include "simd.h"
 
+#include "generic/elementwise.h"
 #include "generic/matmul.h"
+#include "generic/norm.h"
+#include "generic/softmax.h"
+#include "generic/embed.h"
+#include "generic/optim.h"
+#include "generic/sample.h"
 
 #include "generic/attention.h"
 #include "generic/attention_vjp.h"
@@ -16,5 +22,26 @@ constexpr Kernels table = [] {
     t.attention = attention;
     t.attention_vjp = attention_vjp;
     t.rope = rope;
+    t.activation = activation;
+    t.activation_vjp = activation_vjp;
+    t.glu = glu;
+    t.glu_vjp = glu_vjp;
+    t.add = add;
+    t.dropout = dropout;
+    t.column_sum = column_sum;
+    t.layer_norm = layer_norm;
+    t.layer_norm_vjp = layer_norm_vjp;
+    t.rms_norm = rms_norm;
+    t.rms_norm_vjp = rms_norm_vjp;
+    t.softmax = softmax;
+    t.softmax_vjp = softmax_vjp;
+    t.log_softmax = log_softmax;
+    t.log_softmax_vjp = log_softmax_vjp;
+    t.cross_entropy = cross_entropy;
+    t.embedding = embedding;
+    t.embedding_vjp = embedding_vjp;
+    t.sum_squares = sum_squares;
+    t.adamw = adamw;
+    t.sample = sample;
     return t;
 }();

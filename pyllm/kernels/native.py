@@ -25,13 +25,28 @@ def float32(kernel):
 
     @wraps(kernel)
     def call(x, *args, **kwargs):
-        if x.dtype == F32:
-            return kernel(x, *args, **kwargs)
-        if x.dtype == np.float64:
-            return fallback(x, *args, **kwargs)
-        raise TypeError(f"{kernel.__name__}: got {x.dtype}, expected float32 (or float64, which the reference computes)")
+        try:
+            if x.dtype == F32:
+                return kernel(x, *args, **kwargs)
+            if x.dtype == np.float64:
+                return fallback(x, *args, **kwargs)
+            got = x.dtype
+        except AttributeError:
+            _not_array(kernel, x, *args, **kwargs)
+            raise
+        raise TypeError(f"{kernel.__name__}: got {got}, expected float32 (or float64, which the reference computes)")
 
     return call
+
+
+def _not_array(kernel, *args, **kwargs):
+    """TypeError that names the first argument which should be an array and is none."""
+    import inspect
+
+    arrays = ("a", "b", "x", "w", "y", "dy", "gate", "up", "mean", "rstd", "ids", "targets", "logits", "h", "p", "g", "m", "v", "uniform")
+    for name, value in inspect.signature(kernel).bind(*args, **kwargs).arguments.items():
+        if name in arrays and not isinstance(value, np.ndarray):
+            raise TypeError(f"{kernel.__name__}: {name} is {type(value).__name__}, expected a NumPy array") from None
 
 
 def dense(x):
@@ -144,6 +159,284 @@ def rope(x, cos, sin, positions, interleaved=False, inverse=False):
     return y
 
 
-# Kernels that are not compiled yet run in NumPy.
-for _name in dir(reference):
-    globals().setdefault(_name, getattr(reference, _name))
+# ---- element by element ----------------------------------------------------------------------------------------------
+
+
+def same_shape(name, x, /, **others):
+    """ValueError unless the others have the shape of x."""
+    for other, a in others.items():
+        if a.shape != x.shape:
+            raise ValueError(f"{name}: {other} {a.shape}, expected {x.shape}")
+
+
+def act_code(name, act):
+    expect(act is not None and act in ACTS, lambda: f"{name}: act={act!r}; expected one of {reference.ACTIVATIONS}")
+    return ACTS[act]
+
+
+@float32
+def activation(x, act):
+    code, y = act_code("activation", act), empty(x.shape)
+    _C.activation(dense(x), y, code)
+    return y
+
+
+@float32
+def activation_vjp(dy, x, act):
+    same_shape("activation_vjp", dy, x=x)
+    code, dx = act_code("activation_vjp", act), empty(x.shape)
+    _C.activation_vjp(dense(dy), dense(x), dx, code)
+    return dx
+
+
+@float32
+def glu(gate, up, act):
+    same_shape("glu", gate, up=up)
+    code, y = act_code("glu", act), empty(gate.shape)
+    _C.glu(dense(gate), dense(up), y, code)
+    return y
+
+
+@float32
+def glu_vjp(dy, gate, up, act):
+    same_shape("glu_vjp", dy, gate=gate, up=up)
+    code, dgate, dup = act_code("glu_vjp", act), empty(dy.shape), empty(dy.shape)
+    _C.glu_vjp(dense(dy), dense(gate), dense(up), dgate, dup, code)
+    return dgate, dup
+
+
+@float32
+def add(a, b):
+    same_shape("add", a, b=b)
+    y = empty(a.shape)
+    _C.add(dense(a), dense(b), y)
+    return y
+
+
+random_bits = reference.random_bits
+
+
+@float32
+def dropout(x, p, key):
+    expect(0 <= p < 1 and round(p * 2**32) < 2**32, lambda: f"dropout: p={p!r}, expected 0 <= p < 1")
+    expect(0 <= key < 2**64, lambda: f"dropout: key={key!r}, expected 0 <= key < 2^64")
+    y = empty(x.shape)
+    _C.dropout(dense(x), y, round(p * 2**32), 1 / (1 - p), int(key))
+    return y
+
+
+# ---- norms -----------------------------------------------------------------------------------------------------------
+
+
+def channels(name, x, /, **weights):
+    """ValueError unless x has an axis of channels and every weight, where there is one, is (C,)."""
+    expect(x.ndim > 0, lambda: f"{name}: x (), expected (..., C)")
+    for weight, w in weights.items():
+        if w is not None and w.shape != x.shape[-1:]:
+            raise ValueError(f"{name}: {weight} {w.shape}, expected {x.shape[-1:]} for x {x.shape}")
+
+
+def rows_of(name, x, /, **stats):
+    """ValueError unless every statistic has one value a row of x."""
+    for stat, s in stats.items():
+        if s.shape != x.shape[:-1]:
+            raise ValueError(f"{name}: {stat} {s.shape}, expected {x.shape[:-1]} for x {x.shape}")
+
+
+@float32
+def column_sum(x):
+    expect(x.ndim == 2, lambda: f"column_sum: x {x.shape}, expected (N, C)")
+    y = empty(x.shape[1:])
+    _C.column_sum(dense(x), y)
+    return y
+
+
+@float32
+def layer_norm(x, w, b, eps):
+    channels("layer_norm", x, w=w, b=b)
+    lead = x.shape[:-1]
+    y, mean, rstd = empty(x.shape), empty(lead), empty(lead)
+    _C.layer_norm(dense(x), dense(w), dense(b), y, mean, rstd, eps)
+    return y, mean, rstd
+
+
+@float32
+def layer_norm_vjp(dy, x, w, mean, rstd, need_w=True):
+    same_shape("layer_norm_vjp", x, dy=dy)
+    channels("layer_norm_vjp", x, w=w)
+    rows_of("layer_norm_vjp", x, mean=mean, rstd=rstd)
+    dx = empty(x.shape)
+    dw, db = (empty(w.shape), empty(w.shape)) if need_w else (None, None)
+    _C.layer_norm_vjp(dense(dy), dense(x), dense(w), dense(mean), dense(rstd), dx, dw, db)
+    return dx, dw, db
+
+
+@float32
+def rms_norm(x, w, eps):
+    channels("rms_norm", x, w=w)
+    y, rstd = empty(x.shape), empty(x.shape[:-1])
+    _C.rms_norm(dense(x), dense(w), y, rstd, eps)
+    return y, rstd
+
+
+@float32
+def rms_norm_vjp(dy, x, w, rstd, need_w=True):
+    same_shape("rms_norm_vjp", x, dy=dy)
+    channels("rms_norm_vjp", x, w=w)
+    rows_of("rms_norm_vjp", x, rstd=rstd)
+    dx, dw = empty(x.shape), empty(w.shape) if need_w else None
+    _C.rms_norm_vjp(dense(dy), dense(x), dense(w), dense(rstd), dx, dw)
+    return dx, dw
+
+
+# ---- softmax and losses ----------------------------------------------------------------------------------------------
+
+
+def _softmax(name, x, log):
+    expect(x.ndim > 0, lambda: f"{name}: x (), expected (..., V)")
+    y = empty(x.shape)
+    _C.softmax(dense(x), y, x.shape[-1], log)
+    return y
+
+
+def _softmax_vjp(name, dy, y, log):
+    same_shape(name, dy, y=y)
+    expect(y.ndim > 0, lambda: f"{name}: y (), expected (..., V)")
+    dx = empty(y.shape)
+    _C.softmax_vjp(dense(dy), dense(y), dx, y.shape[-1], log)
+    return dx
+
+
+@float32
+def softmax(x):
+    return _softmax("softmax", x, False)
+
+
+@float32
+def softmax_vjp(dy, y):
+    return _softmax_vjp("softmax_vjp", dy, y, False)
+
+
+@float32
+def log_softmax(x):
+    return _softmax("log_softmax", x, True)
+
+
+@float32
+def log_softmax_vjp(dy, y):
+    return _softmax_vjp("log_softmax_vjp", dy, y, True)
+
+
+@float32
+def cross_entropy(logits, targets, label_smoothing=0.0, z_loss=0.0):
+    expect(logits.ndim == 2, lambda: f"cross_entropy: logits {logits.shape}, expected (N, V)")
+    n, v = logits.shape
+    targets = _targets("cross_entropy", targets, n, v)
+    loss, dlogits = empty((n,)), empty((n, v))
+    np.copyto(dlogits, logits)
+    _C.cross_entropy(dlogits, targets, loss, v, label_smoothing, z_loss, True)
+    return loss, dlogits
+
+
+@float32
+def linear_cross_entropy(h, w, b, targets, label_smoothing=0.0, z_loss=0.0, need=(False, False, False)):
+    expect(h.ndim == w.ndim == 2 and h.shape[1] == w.shape[1],
+           lambda: f"linear_cross_entropy: h {h.shape} and w {w.shape}, expected (N, C) and (V, C)")
+    (n, c), v = h.shape, len(w)
+    expect(b is None or b.shape == (v,), lambda: f"linear_cross_entropy: b {b.shape}, expected {(v,)}")
+    if w.dtype != F32 or (b is not None and b.dtype != F32):
+        raise TypeError(f"linear_cross_entropy: w {w.dtype}, b {None if b is None else b.dtype}; expected float32 like h")
+    targets = _targets("linear_cross_entropy", targets, n, v)
+    h, w, b = dense(h), dense(w), dense(b)
+    loss, dh = empty((n,)), empty((n, c)) if need[0] else None
+    dw, db = empty((v, c)) if need[1] else None, np.zeros(v, F32) if need[2] else None
+    if need[1] and n == 0:
+        dw[...] = 0
+    rows = max(64, LOGITS // max(v, 1) // 8 * 8)  # by V alone: a row's result must not depend on how many there are
+    logits = empty((min(n, rows), v))
+    for i in range(0, n, rows):
+        j = min(n, i + rows)
+        x = matmul(h[i:j], w, tb=True, bias=b, out=logits[: j - i])
+        _C.cross_entropy(x, targets[i:j], loss[i:j], v, label_smoothing, z_loss, any(need))
+        if need[0]:
+            matmul(x, w, out=dh[i:j])
+        if need[1]:
+            matmul(x, h[i:j], ta=True, out=dw, accumulate=i > 0)
+        if need[2]:
+            db += column_sum(x)
+    return loss, dh, dw, db
+
+
+LOGITS = 6 * 2**20  # elements of the buffer that linear_cross_entropy computes its rows in: 24 MB
+
+
+def _targets(name, targets, n, v):
+    expect(targets.shape == (n,), lambda: f"{name}: targets {targets.shape}, expected {(n,)}")
+    return _ids(name, "target", targets, v, ignore=True)
+
+
+def _ids(name, what, ids, size, ignore=False):
+    """ids as dense int32; IndexError names the first one outside of 0..size-1 (with `ignore` negative ones pass)."""
+    if ids.dtype == np.int32:
+        ids = dense(ids)
+        bad = _C.first_outside(ids, -(2**31) if ignore else 0, size)
+    else:
+        if ids.dtype.kind not in "iu":
+            raise TypeError(f"{name}: {what}s of {ids.dtype}, expected int32 or another integer type")
+        outside = (ids >= size) if ignore else (ids < 0) | (ids >= size)
+        bad = int(outside.argmax()) if outside.any() else -1
+    if bad >= 0:
+        at = tuple(int(i) for i in np.unravel_index(bad, ids.shape))
+        raise IndexError(f"{name}: {what} {ids[at]} at position {at[0] if len(at) == 1 else at}, expected 0..{size - 1}"
+                         f"{', or a negative one to ignore' if ignore else ''}")
+    return ids if ids.dtype == np.int32 else dense(np.maximum(ids, -1).astype(np.int32))
+
+
+# ---- embedding -------------------------------------------------------------------------------------------------------
+
+
+@float32
+def embedding(w, ids):
+    expect(w.ndim == 2, lambda: f"embedding: w {w.shape}, expected (V, C)")
+    ids = _ids("embedding", "token id", ids, len(w))
+    y = empty((*ids.shape, w.shape[1]))
+    _C.embedding(dense(w), ids, y, w.shape[1])
+    return y
+
+
+@float32
+def embedding_vjp(dy, ids, rows):
+    expect(dy.shape[:-1] == ids.shape, lambda: f"embedding_vjp: dy {dy.shape}, expected {(*ids.shape, 'C')} for ids {ids.shape}")
+    dw = empty((rows, dy.shape[-1]))
+    _C.embedding_vjp(dense(dy), _ids("embedding_vjp", "token id", ids, rows), dw, dy.shape[-1], rows)
+    return dw
+
+
+# ---- optimizer -------------------------------------------------------------------------------------------------------
+
+
+@float32
+def sum_squares(x):
+    return _C.sum_squares(dense(x))
+
+
+@float32
+def adamw(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step, scale=1.0):
+    same_shape("adamw", p, g=g, m=m, v=v)
+    expect(step >= 1, lambda: f"adamw: step={step}, expected at least 1")
+    _C.adamw(p, dense(g), m, v, lr, beta1, beta2, eps, weight_decay, 1 - beta1**step, 1 - beta2**step, scale)
+
+
+# ---- sampling --------------------------------------------------------------------------------------------------------
+
+
+@float32
+def sample(logits, uniform, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
+    expect(logits.ndim == 2 and logits.shape[1] > 0, lambda: f"sample: logits {logits.shape}, expected (B, V)")
+    expect(uniform.shape == logits.shape[:1], lambda: f"sample: uniform {uniform.shape}, expected {logits.shape[:1]}")
+    expect(0 <= temperature < float("inf"), lambda: f"sample: temperature={temperature}, expected 0 <= temperature < inf")
+    expect(top_k >= 0, lambda: f"sample: top_k={top_k}, expected 0 (off) or more")
+    expect(0 <= top_p <= 1 and 0 <= min_p <= 1, lambda: f"sample: top_p={top_p}, min_p={min_p}, expected 0..1")
+    ids = np.empty(len(logits), np.int32)
+    _C.sample(dense(logits), dense(uniform), ids, logits.shape[1], temperature, top_k, top_p, min_p)
+    return ids

@@ -184,13 +184,16 @@ def cross_entropy(logits, targets, label_smoothing=0.0, z_loss=0.0):
     """
     n, v = logits.shape
     logp = log_softmax(logits)
-    lse = (logits - logp)[:, :1]
+    top = logits.max(-1)
+    lse = top + np.log(np.exp(logits - top[:, None]).sum(-1))
     valid, rows = targets >= 0, np.arange(n)
     target = np.where(valid, targets, 0)
-    loss = -(1 - label_smoothing) * logp[rows, target] - label_smoothing * logp.mean(-1) + z_loss * lse[:, 0] ** 2
-    dlogits = np.exp(logp) * (1 + 2 * z_loss * lse) - logits.dtype.type(label_smoothing / v)
+    loss = -(1 - label_smoothing) * logp[rows, target] + z_loss * lse**2
+    if label_smoothing:
+        loss -= label_smoothing * logp.mean(-1)
+    dlogits = np.exp(logp) * (1 + 2 * z_loss * lse[:, None]) - logits.dtype.type(label_smoothing / v)
     dlogits[rows, target] -= 1 - label_smoothing
-    return loss * valid, dlogits * valid[:, None]
+    return np.where(valid, loss, 0), np.where(valid[:, None], dlogits, 0)
 
 
 def linear_cross_entropy(h, w, b, targets, label_smoothing=0.0, z_loss=0.0, need=(False, False, False)):
