@@ -1,0 +1,270 @@
+"""Every family: names, masks, packing, caches, checkpointing, seeds, bad input. Configurations are drawn by Hypothesis."""
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyllm import objectives
+from pyllm.autograd import Rng, no_grad, ops
+from pyllm.data.batch import IGNORED, Batch
+from pyllm.folders import build
+from pyllm.models import FAMILIES
+from pyllm.models.base import CausalLM
+from pyllm.nn import Cache
+
+SMALL = {  # one configuration of each family; a new family adds its line
+    "gpt2": dict(vocab_size=31, n_positions=12, n_embd=12, n_layer=2, n_head=3, resid_pdrop=0.1, embd_pdrop=0.1),
+    "llama": dict(vocab_size=31, max_position_embeddings=12, hidden_size=12, intermediate_size=20, num_hidden_layers=2, num_attention_heads=3,
+                  num_key_value_heads=1, dropout=0.1),
+}
+CONTEXT = 12
+
+
+def make(family, seed=1, **changes):
+    """A small model with weights large enough that every path matters."""
+    model = build({"model_type": family, **SMALL[family], "initializer_range": 0.2, **changes}, seed=seed)
+    draw = np.random.default_rng(seed)
+    for _, p in model.named_parameters():
+        p.data = p.data + draw.standard_normal(p.shape, np.float32) * np.float32(0.1)
+    return model
+
+
+def ids(*shape, seed=0, high=31):
+    return np.random.default_rng(seed).integers(0, high, shape).astype(np.int32)
+
+
+def close(a, b, scale=1e-5):
+    np.testing.assert_allclose(a, b, rtol=0, atol=scale * max(1, np.abs(b).max(initial=0)))
+
+
+def loss_and_gradients(model, batch, rng=None):
+    for p in model.parameters():
+        p.grad = None
+    loss = objectives.clm(model, batch, rng)
+    loss.total.backward()
+    return loss.total.item(), {name: p.grad.copy() for name, p in model.named_parameters() if p.grad is not None}
+
+
+GPT2S = st.fixed_dictionaries(dict(
+    model_type=st.just("gpt2"), vocab_size=st.integers(1, 70), n_positions=st.just(CONTEXT), n_layer=st.integers(1, 3),
+    activation_function=st.sampled_from(["gelu_new", "gelu", "relu", "silu"]), bias=st.booleans(), tie_word_embeddings=st.booleans(),
+    n_inner=st.sampled_from([None, 1, 7, 32]), scale_attn_weights=st.booleans(), scale_attn_by_inverse_layer_idx=st.booleans(),
+    initializer_range=st.just(0.2), shape=st.sampled_from([(1, 1), (3, 1), (1, 8), (5, 5), (4, 2), (2, 17), (3, 11)])))
+LLAMAS = st.fixed_dictionaries(dict(
+    model_type=st.just("llama"), vocab_size=st.integers(1, 70), max_position_embeddings=st.just(CONTEXT), num_hidden_layers=st.integers(1, 3),
+    intermediate_size=st.sampled_from([1, 7, 24]), hidden_act=st.sampled_from(["silu", "gelu", "gelu_new"]), attention_bias=st.booleans(),
+    mlp_bias=st.booleans(), tie_word_embeddings=st.booleans(), initializer_range=st.just(0.2), rope_theta=st.sampled_from([100.0, 1e4, 5e5]),
+    hidden_size=st.sampled_from([8, 12, 24]), shape=st.sampled_from([(1, 1, None), (2, 1, 2), (2, 2, 4), (4, 2, None), (6, 3, 10), (4, 1, 2)])))
+
+
+def any_model(values):
+    values = dict(values)
+    shape = values.pop("shape")
+    if values["model_type"] == "gpt2":
+        values |= dict(n_head=shape[0], n_embd=shape[0] * shape[1])
+    else:
+        heads, kv, head_dim = shape
+        values |= dict(num_attention_heads=heads, num_key_value_heads=kv, head_dim=head_dim,
+                       hidden_size=8 * heads if head_dim is None else values["hidden_size"])
+    return build(values, seed=3)
+
+
+# ---- any configuration -----------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40)
+@given(values=st.one_of(GPT2S, LLAMAS), rows=st.integers(1, 3), length=st.integers(1, CONTEXT))
+def test_any_configuration(values, rows, length):
+    """Shapes; logits and the fused loss agree; every parameter gets a gradient; the future is not seen; a cache gives the same logits."""
+    model = any_model(values)
+    v = model.config.vocab_size
+    tokens = ids(rows, length, high=v)
+    logits = model(tokens).data
+    assert logits.shape == (rows, length, v) and logits.dtype == np.float32 and np.isfinite(logits).all()
+
+    batch = Batch(tokens, ids(rows, length, seed=1, high=v))
+    total, grads = loss_and_gradients(model, batch)
+    separate = ops.cross_entropy(model(tokens), batch.targets)
+    assert abs(total - separate.item()) <= 1e-4 * max(1, abs(total))
+    assert grads.keys() == dict(model.named_parameters()).keys()
+    assert all(np.isfinite(g).all() and g.dtype == np.float32 for g in grads.values())
+
+    cut = length // 2
+    changed = tokens.copy()
+    changed[:, cut:] = (changed[:, cut:] + 1) % v
+    assert np.array_equal(model(changed).data[:, :cut], logits[:, :cut])
+
+    with no_grad():
+        cache, parts = Cache(rows, capacity=1), []
+        for part in (tokens[:, :cut], *[tokens[:, i : i + 1] for i in range(cut, length)]):
+            if part.size:
+                parts.append(model(part, cache=cache).data)
+                cache.advance(np.full(rows, part.shape[1]))
+    close(np.concatenate(parts, 1), logits)
+
+
+# ---- masks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_on_either_side_changes_nothing(family):
+    model, tokens = make(family), ids(2, 6)
+    plain = model(tokens).data
+    for left, right in ((0, 3), (3, 0), (2, 2)):
+        pad = ((0, 0), (left, right))
+        padded = np.pad(tokens, pad, constant_values=5)
+        segments = np.pad(np.ones_like(tokens), pad)
+        close(model(padded, segments).data[:, left : left + 6], plain)
+        targets = np.pad(ids(2, 6, seed=1), pad, constant_values=IGNORED)
+        total, grads = loss_and_gradients(model, Batch(padded, targets, segments))
+        expected, expected_grads = loss_and_gradients(model, Batch(tokens, ids(2, 6, seed=1)))
+        assert abs(total - expected) < 1e-4
+        for name, g in expected_grads.items():
+            close(grads[name], g, 2e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_packed_row_equals_its_documents(family):
+    """Documents of 5, 1 and 4 tokens in one row, padding between and behind: logits, loss and gradients of three rows."""
+    model, documents = make(family), [ids(1, n, seed=n) for n in (5, 1, 4)]
+    targets = [ids(1, n, seed=n + 10) for n in (5, 1, 4)]
+    gap = np.full((1, 1), 3, np.int32)
+    packed = np.concatenate([documents[0], gap, documents[1], documents[2], gap], 1)
+    segments = np.array([[1] * 5 + [0] + [2] + [3] * 4 + [0]], np.int32)
+    wanted = np.full((1, 12), IGNORED, np.int32)
+    wanted[0, [0, 1, 2, 3, 4, 6, 7, 8, 9, 10]] = np.concatenate(targets, 1)[0]
+    logits = model(packed, segments).data
+    close(logits[:, :5], model(documents[0]).data)
+    close(logits[:, 6:7], model(documents[1]).data)
+    close(logits[:, 7:11], model(documents[2]).data)
+    total, grads = loss_and_gradients(model, Batch(packed, wanted, segments))
+    parts = [loss_and_gradients(model, Batch(d, t)) for d, t in zip(documents, targets)]
+    assert abs(total - sum(p[0] for p in parts)) < 1e-4
+    for name in grads:
+        close(grads[name], sum(p[1][name] for p in parts), 2e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_does_not_depend_on_its_neighbours(family):
+    model, tokens = make(family), ids(5, 9)
+    together = model(tokens).data
+    for i in range(5):
+        assert np.array_equal(model(tokens[i : i + 1]).data, together[i : i + 1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_padding_and_all_ignored(family):
+    model, tokens = make(family), ids(2, 4)
+    logits = model(tokens, np.zeros_like(tokens)).data
+    assert np.isfinite(logits).all()
+    total, grads = loss_and_gradients(model, Batch(tokens, np.full_like(tokens, IGNORED)))
+    assert total == 0 and all(not g.any() for g in grads.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=15)
+@given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4), steps=st.integers(1, 5))
+def test_ragged_decoding_equals_the_full_forward(family, lengths, steps):
+    """Prompts of unequal length in one batch, no padding tricks: each row's logits are those of its own text."""
+    model, rows = make(family), len(lengths)
+    text = ids(rows, 6 + steps)
+    with no_grad():
+        cache = Cache(rows, capacity=2)
+        logits = model(text[:, : max(lengths)], cache=cache).data
+        cache.advance(np.array(lengths))
+        last = np.array([logits[row, n - 1] for row, n in enumerate(lengths)])
+        for step in range(steps):
+            for row, n in enumerate(lengths):
+                close(last[row], model(text[row : row + 1, : n + step]).data[0, -1])
+            here = np.array([[text[row, n + step]] for row, n in enumerate(lengths)], np.int32)
+            last = model(here, cache=cache).data[:, 0]
+            cache.advance(np.ones(rows, int))
+
+
+# ---- dropout, checkpointing, seeds -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("rng", [None, Rng(4)])
+def test_checkpointing_gives_the_same_bits(family, rng):
+    batch = Batch(ids(3, 8), ids(3, 8, seed=1))
+    plain, saving = make(family), make(family)
+    saving.checkpointing = True
+    one, two = loss_and_gradients(plain, batch, rng), loss_and_gradients(saving, batch, rng)
+    assert one[0] == two[0] and all(np.array_equal(g, two[1][name]) for name, g in one[1].items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_follows_the_key(family):
+    model, tokens = make(family), ids(2, 8)
+    plain, one, again, other = (model(tokens, rng=rng).data for rng in (None, Rng(1), Rng(1), Rng(2)))
+    assert np.array_equal(one, again) and not np.array_equal(one, other) and not np.array_equal(one, plain)
+    assert np.array_equal(plain, model(tokens).data)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_depend_on_seed_and_path(family):
+    one, two, other = (build({"model_type": family, **SMALL[family]}, seed=s) for s in (1, 1, 2))
+    layers = {"gpt2": "n_layer", "llama": "num_hidden_layers"}[family]
+    deeper = build({"model_type": family, **SMALL[family], layers: 3}, seed=1)
+    for name, a in one.state().items():
+        assert np.array_equal(a, two.state()[name])
+        if name.endswith("embed_tokens.weight") or name.endswith("wte.weight"):
+            assert not np.array_equal(a, other.state()[name]) and np.array_equal(a, deeper.state()[name])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_first_loss_is_that_of_a_uniform_guess(family):
+    model = build({"model_type": family, **SMALL[family]}, seed=0)
+    loss = objectives.clm(model, Batch(ids(8, 12), ids(8, 12, seed=1)))
+    assert abs(loss.total.item() / loss.count - np.log(31)) < 0.05
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tokens, text", [
+    ([[0, -1]], r"token id -1 at \(0, 1\); expected 0..30"), ([[31, 0]], r"token id 31 at \(0, 0\)"),
+    (np.array([[2**32]], np.uint64), "token id 4294967296"), ([[2**31 + 1]], "token id 2147483649"), ([1, 2], r"shape \(2,\)"), ([[]], "not empty"),
+    (np.zeros((0, 3), int), "not empty"), ([[1.0]], "dtype float64"), ([[True]], "dtype bool"), ([[0] * 13], "position 12 is beyond the context"),
+    (["text"], "expected integers"),
+])
+def test_bad_tokens(family, tokens, text):
+    with pytest.raises(ValueError, match=text):
+        make(family)(tokens)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bad_segments_and_caches(family):
+    model, tokens = make(family), ids(2, 4)
+    with pytest.raises(ValueError, match=r"segments \(2, 3\), expected the shape of tokens \(2, 4\)"):
+        model(tokens, tokens[:, :3])
+    with pytest.raises(ValueError, match="no gradient flows through a cache"):
+        model(tokens, cache=Cache(2))
+    with no_grad():
+        with pytest.raises(ValueError, match="exclude each other"):
+            model(tokens, np.ones_like(tokens), cache=Cache(2))
+        with pytest.raises(ValueError, match="a cache of 3 rows for tokens"):
+            model(tokens, cache=Cache(3))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_documents_may_be_as_long_as_the_context_each(family):
+    model = make(family)
+    tokens, segments = ids(1, 24), np.repeat([[1, 2]], 12, axis=1).astype(np.int32)
+    close(model(tokens, segments).data[:, 12:], model(tokens[:, 12:]).data)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int64, ">i4"])
+def test_any_whole_numbers_will_do(family, dtype):
+    model, tokens = make(family), ids(2, 4)
+    assert np.array_equal(model(tokens.astype(dtype)).data, model(tokens).data)
+    assert np.array_equal(model(np.asfortranarray(tokens)).data, model(tokens).data)
+    assert np.array_equal(model(tokens.tolist()).data, model(tokens).data)
+
+
+def test_every_family_is_tested():
+    assert SMALL.keys() == FAMILIES.keys()
+    assert all(issubclass(model, CausalLM) for _, model in FAMILIES.values())
