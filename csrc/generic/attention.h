@@ -9,8 +9,9 @@
 
 constexpr index_t PANEL = NV_MAX * W;  // columns of packed keys
 constexpr index_t KEYS = 240;          // forward: keys of a tile, whole panels for every W
-constexpr index_t QUERIES = 32;        // query rows of a tile
+constexpr index_t QUERIES = 16;        // forward: query rows of a tile
 constexpr index_t TASK_ROWS = 256;     // forward: query rows that share a packed key tile
+constexpr index_t VJP_QUERIES = 32;    // vjp: query rows of a tile
 constexpr index_t VJP_KEYS = 96;       // vjp: keys of a tile
 constexpr index_t VJP_TILES = 10;      // vjp: key tiles of a task, at least
 constexpr index_t VJP_PARTS = 4;       // vjp: tasks along the keys, at most: each holds a dq of its own

@@ -21,8 +21,8 @@ struct Backward {
     }
 
     void carve(Carver& c) {
-        q = c.take<float>(QUERIES * dp);
-        dout = c.take<float>(QUERIES * dp);
+        q = c.take<float>(VJP_QUERIES * dp);
+        dout = c.take<float>(VJP_QUERIES * dp);
         delta = c.take<float>(g.tq);
         dk = c.take<float>(VJP_KEYS * dp);
         dv = c.take<float>(VJP_KEYS * dp);
@@ -30,8 +30,8 @@ struct Backward {
         values = c.take<float>(VJP_KEYS * g.d);
         k_rows = c.take<float>(VJP_KEYS * dp);
         copy = c.take<float>(VJP_KEYS * dp);
-        p = c.take<float>(QUERIES * VJP_KEYS);
-        ds = c.take<float>(QUERIES * VJP_KEYS);
+        p = c.take<float>(VJP_QUERIES * VJP_KEYS);
+        ds = c.take<float>(VJP_QUERIES * VJP_KEYS);
         segments = c.take<int32_t>(VJP_KEYS + W);
         sights = c.take<Sight>(g.tq);
     }
@@ -71,8 +71,8 @@ struct Backward {
             std::fill_n(segments + n, VJP_KEYS + W - n, 0);
         }
         bool packed = false, finite = true;
-        for (index_t i = 0; i < g.tq; i += QUERIES) {
-            const index_t rows = std::min(QUERIES, g.tq - i);
+        for (index_t i = 0; i < g.tq; i += VJP_QUERIES) {
+            const index_t rows = std::min(VJP_QUERIES, g.tq - i);
             const View s = view(sights + i, rows, key, n, g.k_segments ? segments : nullptr);
             if (s.begin >= s.end) continue;
             if (!packed) {
