@@ -1,0 +1,6 @@
+"""python -m pyllm is the command pyllm."""
+import sys
+
+from pyllm.cli import main
+
+sys.exit(main())

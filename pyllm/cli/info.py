@@ -1,0 +1,69 @@
+"""pyllm info: what runs here, and what a model folder holds."""
+import sys
+
+HELP = "what runs here: version, kernels, threads; or what a model folder holds"
+EXTRAS = {"cli": ("tqdm",), "plot": ("matplotlib",), "test": ("pytest", "hypothesis", "safetensors")}
+
+
+def add_arguments(parser):
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="a model folder or a run folder")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def run(args):
+    facts = model_facts(args.model) if args.model else machine_facts()
+    if args.json:
+        import json
+
+        print(json.dumps(facts, indent=2))
+    else:
+        for key, value in facts.items():
+            print(f"{key.replace('_', ' '):<18} {', '.join(map(str, value)) if isinstance(value, list) else value}")
+    return 0
+
+
+def machine_facts():
+    """-> version, kernels and threads of this process, and what is installed beside."""
+    import os
+    import platform
+    from importlib.util import find_spec
+
+    import numpy
+
+    import pyllm
+    from pyllm import env
+    from pyllm import kernels as K
+
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    limit = env.threads()
+    return {
+        "version": pyllm.__version__, "python": platform.python_version(), "numpy": numpy.__version__, "platform": platform.platform(),
+        "compiled": K.available() != ["reference"], "isa": K.active(), "isa_available": K.available(), "isa_forced": env.isa(),
+        "threads": K.num_threads(), "threads_why": f"{cpus} CPUs of this process" + (f", PYLLM_THREADS={limit}" if limit else "") +
+        (", a cgroup quota" if K.num_threads() < min(cpus, limit or cpus) else ""),
+        "extras": [name for name, modules in EXTRAS.items() if all(find_spec(m) for m in modules)],
+        "debug": env.debug(), "folder": os.path.dirname(os.path.abspath(pyllm.__file__)), "executable": sys.executable,
+    }
+
+
+def model_facts(path):
+    """-> family, sizes and tokenizer of a model folder; the weights are mapped, not read."""
+    from pyllm.cli.generate import model_folder
+    from pyllm.folders import build
+    from pyllm.io.files import read_json
+    from pyllm.io.safetensors import read_shards
+
+    folder = model_folder(path)
+    model = build(read_json(folder / "config.json"))
+    tensors = read_shards(folder)
+    facts = {"folder": str(folder), "family": model.config.model_type, "parameters": model.num_parameters(),
+             "context": model.config.size("context"), "layers": model.config.size("layers"), "heads": model.config.size("heads"),
+             "width": model.config.size("width"), "vocabulary": model.config.vocab_size, "tied_head": model.lm_head is None,
+             "tensors": len(tensors), "dtypes": sorted({str(t.dtype if t.dtype.names is None else t.dtype.names[0]) for t in tensors.values()}),
+             "bytes": sum(t.nbytes for t in tensors.values())}
+    if (folder / "tokenizer.json").is_file():
+        from pyllm.text import read_tokenizer
+
+        tokenizer = read_tokenizer(folder)
+        facts |= {"tokenizer": type(tokenizer).__name__, "tokens": tokenizer.vocab_size, "eos_id": tokenizer.eos_id}
+    return facts
