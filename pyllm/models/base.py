@@ -12,6 +12,7 @@ class Config:
     """A frozen dataclass with the keys of the Hugging Face config.json; keys it does not know are kept in `extra`.
 
     ConfigError names every value of the wrong kind or range; a family's own __post_init__ adds what must fit together.
+    SIZES: what every family has, by a common name -> this family's keys for it.
     """
 
     def __post_init__(self):
@@ -20,14 +21,27 @@ class Config:
             raise ConfigError(f"{self.model_type} config: " + ", and ".join(filter(None, wrong)))
 
     @classmethod
-    def from_dict(cls, values, strict=False):
-        """strict: an unknown key is an error that names the nearest known one (configurations people write)."""
+    def from_dict(cls, values):
+        """values: what a config.json holds; `from_sizes` is for configurations that people write."""
         known = {f.name: f for f in dataclasses.fields(cls) if f.name != "extra"}
         unknown = {k: v for k, v in values.items() if k not in known and k not in ("model_type", "architectures")}
-        if strict and unknown:
-            key = next(iter(unknown))
-            raise ConfigError(f"model.{key}: not a key of {cls.model_type}.{suggest(key, known)} Known: {', '.join(known)}")
         return cls(**{k: v for k, v in values.items() if k in known}, extra=unknown)
+
+    @classmethod
+    def from_sizes(cls, values):
+        """values: layers, heads, width, context, dropout, the same for every family, and keys of the family's own.
+
+        An unknown key is a ConfigError that names the nearest known one.
+        """
+        known = [*cls.SIZES, *(f.name for f in dataclasses.fields(cls) if f.name != "extra")]
+        for key in values:
+            if key not in known:
+                raise ConfigError(f"model.{key}: not a key of {cls.model_type}.{suggest(key, known)} Known: {', '.join(known)}")
+        return cls.from_dict({own: value for key, value in values.items() for own in cls.SIZES.get(key, (key,))})
+
+    def size(self, name):
+        """-> layers, heads, width or context, whatever the family calls it."""
+        return getattr(self, self.SIZES[name][0])
 
     def to_dict(self):
         """-> what config.json holds."""

@@ -14,6 +14,8 @@ class GPT2Config(Config):
     """Keys of the Hugging Face config.json; defaults are GPT-2 small's, without dropout."""
 
     model_type, architecture = "gpt2", "GPT2LMHeadModel"
+    SIZES = {"layers": ("n_layer",), "heads": ("n_head",), "width": ("n_embd",), "context": ("n_positions",),
+             "dropout": ("embd_pdrop", "resid_pdrop")}
     vocab_size: int = 50257
     n_positions: int = 1024
     n_embd: int = 768

@@ -13,6 +13,8 @@ class LlamaConfig(Config):
     """Keys of the Hugging Face config.json; defaults are Llama 2 7B's."""
 
     model_type, architecture = "llama", "LlamaForCausalLM"
+    SIZES = {"layers": ("num_hidden_layers",), "heads": ("num_attention_heads",), "width": ("hidden_size",),
+             "context": ("max_position_embeddings",), "dropout": ("dropout",)}
     vocab_size: int = 32000
     hidden_size: int = 4096
     intermediate_size: int = 11008
@@ -33,7 +35,7 @@ class LlamaConfig(Config):
     extra: dict = field(default_factory=dict)
 
     @classmethod
-    def from_dict(cls, values, strict=False):
+    def from_dict(cls, values):
         """Also reads rope_parameters, where newer files keep rope_theta and rope_scaling."""
         values = dict(values)
         rope = values.pop("rope_parameters", None)
@@ -41,7 +43,15 @@ class LlamaConfig(Config):
             values.setdefault("rope_theta", rope.get("rope_theta", cls.rope_theta))
             if rope.get("rope_type", "default") != "default":
                 values.setdefault("rope_scaling", rope)
-        return super().from_dict(values, strict)
+        return super().from_dict(values)
+
+    @classmethod
+    def from_sizes(cls, values):
+        """Without intermediate_size, 8/3 of the width up to a multiple of 32: as many weights as an MLP of 4 widths (Shazeer 2020)."""
+        width = values.get("width", values.get("hidden_size"))
+        if "intermediate_size" not in values and isinstance(width, int):
+            values = {**values, "intermediate_size": -(-8 * width // 96) * 32}
+        return super().from_sizes(values)
 
     def __post_init__(self):
         super().__post_init__()
