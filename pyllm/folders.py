@@ -30,7 +30,10 @@ def load(path):
         raise FileNotFoundError(f"load: {folder}: no such folder; expected one with config.json and model.safetensors")
     if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
         folder = folder / "model"
-    model = build(read_json(folder / "config.json"))
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise FormatError(f"load: {folder / 'config.json'}: a {type(config).__name__}; expected an object with model_type")
+    model = build(config)
     load_weights(model, read_shards(folder), str(folder))
     tokenizer = None
     if (folder / "tokenizer.json").is_file():
