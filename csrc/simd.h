@@ -101,11 +101,20 @@ INLINE void each_vector(index_t c, const F& f) {
     if (j < c) f(j, c - j);
 }
 
-// e^x to 1.2e-7 relative: x = n ln2 + r, ln2 in two constants, e^r = 1 + r + r^2 P(r) with a minimax P (3.1e-9). 0 below -87.336 (no
+INLINE V times_power_of_2(V x, V n) {  // x * 2^n for whole n from -252 to 254
+#if PYLLM_WIDTH == 16
+    return V(_mm512_maskz_scalef_ps(0xFFFF, __m512(x), __m512(n)));
+#else
+    const VI e = __builtin_convertvector(n, VI), half = e >> 1;  // 2^128 and 2^-126 need two factors
+    return x * as_float((half + 127) << 23) * as_float((e - half + 127) << 23);
+#endif
+}
+
+// e^x to 9e-8 relative: x = n ln2 + r, ln2 in two constants, e^r = 1 + r + r^2 P(r) with a minimax P (3.1e-9). 0 below -87.336 (no
 // subnormals), inf above 88.7228, NaN stays.
 INLINE V exp(V x) {
     const V magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer
-    const V clamped = vmin(vmax(x, splat(-87.3365f)), splat(88.7228f));
+    const V clamped = vmax(splat(-88.0f), vmin(splat(89.0f), x));
     const V n = (clamped * 1.44269504f + magic) - magic;
     V r = clamped - n * 0.693359375f;
     r = r + n * 2.12194440e-4f;
@@ -115,10 +124,6 @@ INLINE V exp(V x) {
     p = p * r + 1.66665198e-1f;
     p = p * r + 4.9999994e-1f;
     p = p * r * r + r + 1.0f;
-    const VI e = __builtin_convertvector(n, VI);
-    const VI first = e >> 1;  // 2^128 and 2^-126 need two factors
-    const V y = p * as_float((first + 127) << 23) * as_float((e - first + 127) << 23);
-    const V low = x < -87.3365f ? V{} : y;
-    const V high = x > 88.7228f ? splat(__builtin_inff()) : low;
-    return x == x ? high : x;
+    const V y = times_power_of_2(p, n);
+    return x < -87.3365f ? V{} : y;
 }

@@ -31,7 +31,7 @@ static double sum_squares(const float* x, index_t n) {
 // Loshchilov & Hutter 2019; g is taken times `scale` (clipping, the mean over accumulated batches). correction = 1 - beta^step.
 static void adamw(float* p, const float* g, float* m, float* v, index_t n, double lr, double beta1, double beta2, double eps,
                   double weight_decay, double correction1, double correction2, double scale) {
-    const float new1 = float(1 - beta1), new2 = float(1 - beta2), decay = float(1 - lr * weight_decay), step = float(lr / correction1);
+    const float new1 = float(1 - beta1), new2 = float(1 - beta2), decay = float(lr * weight_decay), step = float(lr / correction1);
     const float unbias = float(1 / correction2), small = float(eps), s = float(scale);
     each(n, [=](index_t j, index_t lanes) {
         const V grad = load_n(g + j, lanes) * s;
@@ -40,6 +40,7 @@ static void adamw(float* p, const float* g, float* m, float* v, index_t n, doubl
         second = second + (grad * grad - second) * new2;
         store_n(m + j, first, lanes);
         store_n(v + j, second, lanes);
-        store_n(p + j, load_n(p + j, lanes) * decay - first * step / (vsqrt(second * unbias) + small), lanes);
+        const V old = load_n(p + j, lanes);  // old - old * decay: 1 - decay itself has few digits of a small decay
+        store_n(p + j, old - (old * decay + first * step / (vsqrt(second * unbias) + small)), lanes);
     });
 }

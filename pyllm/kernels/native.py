@@ -389,7 +389,7 @@ def _ids(name, what, ids, size, ignore=False):
         at = tuple(int(i) for i in np.unravel_index(bad, ids.shape))
         raise IndexError(f"{name}: {what} {ids[at]} at position {at[0] if len(at) == 1 else at}, expected 0..{size - 1}"
                          f"{', or a negative one to ignore' if ignore else ''}")
-    return ids if ids.dtype == np.int32 else dense(np.maximum(ids, -1).astype(np.int32))
+    return ids if ids.dtype == np.int32 else dense(np.maximum(ids.astype(np.int64), -1).astype(np.int32))
 
 
 # ---- embedding -------------------------------------------------------------------------------------------------------
