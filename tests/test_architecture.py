@@ -28,7 +28,8 @@ LAYERS = [
     {"folders", "objectives", "generation", "peft"},
     {"training", "evaluate"},
     {"align"},
-    {"cli", "__main__"},
+    {"cli"},
+    {"__main__"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 NUMPY_ONLY = {"io", "text", "data"}  # usable without the kernels: they import NumPy, layer 0 and io

@@ -43,7 +43,7 @@ def _run(argv):
         if name == called:
             from importlib import import_module
 
-            module = import_module(f"pyllm.cli.{name}")
+            module = import_module(f"{__name__}.{name}")
             module.add_arguments(verb)
     try:
         args = parser.parse_args(argv)

@@ -13,11 +13,12 @@ class Decoder:
     """Continues `prompts`, a list of B lists of token ids; step() gives one token for every row that is left.
 
     A row's tokens depend on the prompt, its seed and the sampling alone, not on its neighbours: rows are kept at their own length, and the
-    kernels give a row the same bits in any batch. seeds: an int a row; draw t of a row comes from Rng(seed).fold(t).
+    kernels give a row the same bits in any batch. seeds: an int a row; draw t of a row comes from Rng(seed).fold(t). vocabulary: ids from
+    there on, such as rows that only pad an embedding, are never drawn.
     """
 
-    def __init__(self, model, prompts, sampling=Sampling(), seeds=None, capacity=0):
-        self.model, self.sampling = model, sampling
+    def __init__(self, model, prompts, sampling=Sampling(), seeds=None, capacity=0, vocabulary=None):
+        self.model, self.sampling, self.vocabulary = model, sampling, vocabulary or model.config.vocab_size
         self.keys = [Rng(seed) for seed in (seeds if seeds is not None else range(len(prompts)))]
         lengths = np.array([len(p) for p in prompts])
         if not len(prompts) or lengths.min() == 0:
@@ -32,14 +33,14 @@ class Decoder:
         self.cache = Cache(len(prompts), min(self.context, max(int(lengths.max()) + capacity, 16)))
         self.seen = None
         if sampling.repetition_penalty != 1:
-            self.seen = np.zeros((len(prompts), model.config.vocab_size), bool)
+            self.seen = np.zeros((len(prompts), self.vocabulary), bool)
         tokens = np.zeros((len(prompts), lengths.max()), np.int32)
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)] = prompt
         self.logits = self._prefill(tokens, lengths)
         if self.seen is not None:
             for row, prompt in enumerate(prompts):
-                self.seen[row, prompt] = True
+                self.seen[row, [i for i in prompt if i < self.vocabulary]] = True
 
     def _prefill(self, tokens, lengths):
         last = np.empty((len(tokens), self.model.head_weight().shape[1]), np.float32)
@@ -54,7 +55,7 @@ class Decoder:
 
     def _head(self, hidden):
         """hidden:(B, C) -> logits:(B, V)."""
-        return K.matmul(hidden, self.model.head_weight().data, tb=True)
+        return K.matmul(hidden, self.model.head_weight().data[: self.vocabulary], tb=True)
 
     def step(self):
         """-> ids:(B,) int32, the next token of each row left; the tokens are appended to the rows."""

@@ -34,7 +34,8 @@ def generate(model, tokenizer, prompts, *, max_tokens=100, temperature=1.0, top_
     results = [Generation(logprobs=[] if logprobs else None) for _ in rows]
     texts = [_Text(tokenizer, stop) for _ in rows]
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-    decoder = Decoder(model, [_ids(model, tokenizer, p) for p in rows], sampling, [seed + i for i in range(len(rows))], _count(max_tokens))
+    decoder = Decoder(model, [_ids(model, tokenizer, p) for p in rows], sampling, [seed + i for i in range(len(rows))], _count(max_tokens),
+                      getattr(tokenizer, "vocab_size", None))
     ends = end_ids(model, tokenizer)
     while len(decoder.rows) and max_tokens:
         ids = decoder.step()
@@ -64,7 +65,7 @@ def stream(model, tokenizer, prompt, *, max_tokens=100, temperature=1.0, top_k=0
         raise ValueError("stream: tokenizer is None; expected one, since text is what streams")
     text, ends = _Text(tokenizer, stop), end_ids(model, tokenizer)
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-    decoder = Decoder(model, [_ids(model, tokenizer, prompt)], sampling, [seed], _count(max_tokens))
+    decoder = Decoder(model, [_ids(model, tokenizer, prompt)], sampling, [seed], _count(max_tokens), tokenizer.vocab_size)
     return _stream(decoder, text, ends, max_tokens)
 
 
