@@ -15,7 +15,7 @@ struct Slope {
     V y, d;  // act(x), act'(x)
 };
 
-// Phi(x), the normal distribution, and its density: gelu(x) = x Phi(x). The smaller tail is e^(-x^2/2) Q(t) with t = 1 / (1 + 0.23 |x|) and a
+// Phi(x), the normal distribution, and its density: gelu(x) = x Phi(x). The smaller tail is e^(-x^2/2) Q(t), t = 1 / (1 + 0.23 |x|), with a
 // minimax Q (4.8e-8 relative), so that small values keep their digits: error (3e-7 + 6e-8 x^2/2) relative. Form: Hastings 1955.
 INLINE Slope normal(V x) {
     const V t = 1.0f / (vmax(x, -x) * 0.23f + 1.0f);

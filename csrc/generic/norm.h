@@ -1,4 +1,5 @@
-// Layer norm, RMS norm, sums over rows. A row is read once from memory and then from L1; dw and db are partial sums of fixed chunks of rows, added in order.
+// Layer norm, RMS norm, sums over rows. A row is read once from memory, then from L1; dw and db are partial sums of
+// fixed chunks of rows, added in order.
 
 INLINE index_t row_grain(index_t c) { return std::max<index_t>(1, GRAIN / std::max<index_t>(c, 1)); }  // rows of a task
 
@@ -29,13 +30,16 @@ static void column_sum(const float* x, float* y, index_t n, index_t c) {
         float* total = partial + chunk * c;
         std::fill_n(total, c, 0.0f);
         for (index_t i = rows.begin(chunk); i < rows.end(chunk); ++i)
-            each_vector(c, [&](index_t j, index_t lanes) { store_n(total + j, load_n(total + j, lanes) + load_n(x + i * c + j, lanes), lanes); });
+            each_vector(c, [&](index_t j, index_t lanes) {
+                store_n(total + j, load_n(total + j, lanes) + load_n(x + i * c + j, lanes), lanes);
+            });
     });
     add_partials(partial, rows.chunks, c, y, c);
 }
 
 // ---- layer norm: y = (x - mean) * rstd * w + b ----
-static void layer_norm(const float* x, const float* w, const float* b, float* y, float* mean, float* rstd, index_t n, index_t c, float eps) {
+static void layer_norm(const float* x, const float* w, const float* b, float* y, float* mean, float* rstd, index_t n, index_t c,
+                       float eps) {
     parallel_ranges(n, row_grain(c), [&](index_t begin, index_t end) {
         for (index_t i = begin; i < end; ++i) {
             const float* row = x + i * c;

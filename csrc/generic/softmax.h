@@ -64,7 +64,9 @@ static void log_softmax_vjp(const float* dy, const float* y, float* dx, index_t 
         const float *dyi = dy + i * v, *yi = y + i * v;
         float* to = dx + i * v;
         const float total = row_sum(v, [=](index_t j, index_t lanes) { return load_n(dyi + j, lanes); });
-        each_vector(v, [=](index_t j, index_t lanes) { store_n(to + j, load_n(dyi + j, lanes) - exp(load_n(yi + j, lanes)) * total, lanes); });
+        each_vector(v, [=](index_t j, index_t lanes) {
+            store_n(to + j, load_n(dyi + j, lanes) - exp(load_n(yi + j, lanes)) * total, lanes);
+        });
     });
 }
 
