@@ -87,7 +87,7 @@ def test_no_tokens_wanted(model):
 
 
 def test_end_token_stops_a_row_and_is_not_text(model):
-    ends = generate(model, None, PROMPTS[0], max_tokens=30, seed=1).ids[4]
+    ends = generate(model, BPE, PROMPTS[0], max_tokens=30, seed=1).ids[4]
     config = {**model.config.extra}
     model.config.extra["eos_token_id"] = [299, ends]
     try:
