@@ -14,7 +14,8 @@ pytestmark = pytest.mark.skipif(not ISAS, reason="no compiled kernels")
 
 @settings(max_examples=150)
 @given(v=sizes(1), seed=st.integers(0, 2**32), temperature=st.sampled_from([0, 1e-8, 0.3, 1, 5]),
-       top_k=st.sampled_from([0, 1, 3, 50, 10**6]), top_p=st.sampled_from([0, 1e-3, 0.5, 0.9, 1]), min_p=st.sampled_from([0, 0.05, 0.5, 1]), ties=st.booleans())
+       top_k=st.sampled_from([0, 1, 3, 50, 10**6]), top_p=st.sampled_from([0, 1e-3, 0.5, 0.9, 1]),
+       min_p=st.sampled_from([0, 0.05, 0.5, 1]), ties=st.booleans())
 def test_same_choice_as_the_reference(v, seed, temperature, top_k, top_p, min_p, ties):
     rng = np.random.default_rng(seed)
     x = 3 * rng.standard_normal((6, v)).astype(np.float32)
