@@ -37,6 +37,14 @@ class Progress:
         if self.bar is not None:
             self.bar.set_postfix_str(self.text, refresh=False)
 
+    def line(self, text):
+        """A line of its own on standard output, above the bar."""
+        if self.bar is not None:
+            self.bar.clear()
+        print(text, flush=True)
+        if self.bar is not None:
+            self.bar.refresh()
+
     def _line(self):
         now = time.monotonic()
         rate = (self.n - self.first) / max(now - self.began, 1e-9)

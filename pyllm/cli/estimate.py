@@ -1,0 +1,74 @@
+"""What a run will take, before it starts: --dry-run."""
+
+
+def report(config):
+    """Prints parameters, memory and time of a Config -> exit code 0. The time stands on two measured steps, or on FLOPs for a large model."""
+    from pyllm.cli.pretrain import build_model, make_tokenizer, row_length
+
+    kind = config.tokenizer.kind
+    vocab_size = config.tokenizer.vocab_size if kind == "bpe" else make_tokenizer(config).vocab_size
+    model = build_model(config, vocab_size)
+    t, length = config.train, row_length(config, model)
+    tokens = t.batch * length
+    flops = step_flops(model, t.batch, length) * t.accumulate
+    gflops = product_gflops(tokens, model)
+    seconds, how = flops / gflops / 1e9, f"from FLOP at {gflops:.0f} GFLOP/s, this model's products"
+    if seconds / t.accumulate < 5:
+        seconds, how = measured_step(model, config, length) * t.accumulate, "from two measured steps"
+    n = model.num_parameters()
+    state = 4 * n * (4 + bool(t.ema))
+    print(f"model      {model.config.model_type}, {n:,} parameters, vocabulary {vocab_size}, rows of {length} tokens")
+    print(f"step       {tokens * t.accumulate:,} tokens, {flops / 1e9:,.1f} GFLOP")
+    print(f"memory     about {(state + activation_bytes(model, tokens)) / 1e6:,.0f} MB (estimate): weights, gradients, moments {state / 1e6:,.0f} MB, "
+          f"activations {activation_bytes(model, tokens) / 1e6:,.0f} MB")
+    print(f"time       about {_duration(seconds * t.steps)} for {t.steps:,} steps (estimate {how}), evaluations not counted")
+    return 0
+
+
+def step_flops(model, rows, length):
+    """-> FLOP of forward and backward: 6 for each weight that multiplies and token, 6 T C for the half of attention that is seen, a layer."""
+    from pyllm.nn import Embedding
+
+    tables = {id(m.weight) for _, m in model.named_modules() if isinstance(m, Embedding)}
+    weights = sum(p.size for p in model.parameters() if p.ndim == 2 and id(p) not in tables)
+    if model.lm_head is None:
+        weights += model.head_weight().size
+    layers, width = model.config.size("layers"), model.config.size("width")
+    return 6.0 * rows * length * (weights + layers * length * width)
+
+
+def activation_bytes(model, tokens):
+    """-> what one micro-batch keeps for its backward, roughly: 18 arrays of (tokens, width) a layer, 3 outside, float32."""
+    return 4 * tokens * model.config.size("width") * (18 * model.config.size("layers") + 3)
+
+
+def product_gflops(tokens, model):
+    """-> measured GFLOP/s of (tokens, C) @ (C, 4 C)."""
+    import numpy as np
+
+    from pyllm import kernels as K
+    from pyllm import measure
+
+    width, rows = model.config.size("width"), min(tokens, 2048)
+    x, w = np.ones((rows, width), np.float32), np.ones((4 * width, width), np.float32)
+    return 8 * rows * width * width / measure.median_seconds(lambda: K.matmul(x, w, tb=True), 0.3) / 1e9
+
+
+def measured_step(model, config, length):
+    """-> seconds of one micro-batch's step, the second of two, on random tokens."""
+    import numpy as np
+
+    from pyllm import training
+    from pyllm.data.batch import Batch
+    from pyllm.objectives import clm
+
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (config.train.batch, length + 1)).astype(np.int32)
+    batch = Batch(ids[:, :-1].copy(), ids[:, 1:].copy())
+    *_, last = training.train(model.initialize(0), clm, [batch, batch], training.AdamW(model), steps=2, lr=1e-4)
+    return last.seconds
+
+
+def _duration(seconds):
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} days"

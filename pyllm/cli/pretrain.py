@@ -1,0 +1,248 @@
+"""pyllm pretrain: text -> tokenizer -> token shards -> training -> checkpoints, samples and a chart in a run folder.
+
+    config.resolved.toml   every setting, also the defaults          tokenizer/ shards/   made once, read on resume
+    metrics.jsonl          one line a step, one an evaluation        checkpoints/         whole states, see pyllm.training.checkpoint
+    samples.jsonl          a continuation at each evaluation         model/ loss.png      the best model so far; the curves
+"""
+import contextlib
+from dataclasses import asdict
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+HELP = "train a language model from scratch on text"
+
+
+def add_arguments(parser):
+    from pyllm.cli.config import PRESETS, add_flags
+
+    parser.add_argument("config", nargs="?", help="a TOML file with the sections below; flags override it")
+    parser.add_argument("--out", required=True, metavar="RUN", help="the run folder")
+    parser.add_argument("--preset", help=f"settings to start from: {', '.join(PRESETS)}")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint of RUN, with its settings")
+    parser.add_argument("--dry-run", "--dry_run", action="store_true", help="print parameters, memory and time, train nothing, write nothing")
+    add_flags(parser)
+
+
+def run(args):
+    from pyllm.cli.config import load_config, read_toml
+    from pyllm.errors import ConfigError
+
+    resolved = Path(args.out, "config.resolved.toml")
+    below = [read_toml(resolved)] if args.resume and resolved.is_file() else []
+    config = load_config(args, *below)
+    if not config.data.path:
+        raise ConfigError("pretrain: no data; expected --data PATH, or path in [data] of the configuration" +
+                          (f" (there is no {resolved} to resume)" if args.resume else ""))
+    if args.dry_run:
+        from pyllm.cli.estimate import report
+
+        return report(config)
+    return pretrain(config, args.out, args.resume)
+
+
+def pretrain(config, out, resume=False):
+    """Runs a Config in the folder `out` -> exit code: 0, or 130 and 143 after Ctrl-C and SIGTERM, with all saved.
+
+    Without resume the folder must hold no checkpoint. Raises ConfigError for settings, FormatError for a broken checkpoint, OSError for a
+    full disk, FloatingPointError for a diverged run; in each case the newest checkpoint is whole and --resume goes on from it.
+    """
+    from pyllm import folders, training
+    from pyllm.cli.interrupt import Interrupt
+    from pyllm.data.loader import Loader, validation
+    from pyllm.errors import ConfigError
+    from pyllm.objectives import clm
+    from pyllm.progress import Progress
+
+    out, t = Path(out), config.train
+    checkpoint = training.newest(out / "checkpoints")
+    if checkpoint and not resume:
+        raise ConfigError(f"pretrain: {out} holds a run already ({checkpoint.name}). Hint: --resume goes on with it; or choose another --out")
+    tokenizer, train_shards, valid_shards = prepare(config, out, resume)
+    model = build_model(config, tokenizer.vocab_size).initialize(t.seed)
+    length = row_length(config, model)
+    print(f"model      {model.config.model_type}, {model.num_parameters():,} parameters, rows of {length} tokens", flush=True)
+
+    optimizer = training.AdamW(model, betas=(t.beta1, t.beta2), eps=t.eps, weight_decay=t.weight_decay)
+    ema = training.EMA(model, t.ema) if t.ema else None
+    stopping = training.EarlyStopping(t.patience)
+    loader = Loader(train_shards, t.batch, length, t.seed)
+    start = 0
+    if checkpoint:
+        start, state = training.load_checkpoint(checkpoint, model, optimizer, ema)
+        loader.load_state(state["data"])
+        stopping.load_state(state["stopping"])
+        print(f"resumed    {checkpoint}, step {start}", flush=True)
+    schedule = training.SCHEDULES[t.schedule](t.lr, t.steps, t.warmup, t.min_lr)
+    objective = partial(clm, label_smoothing=t.label_smoothing, z_loss=t.z_loss)
+    every, save_every = t.eval_every, t.save_every or t.eval_every
+
+    def evaluate():
+        batches = validation(valid_shards, t.batch, length)
+        return training.evaluate(model, clm, islice(batches, t.eval_batches or None), bytes_per_token=valid_shards.text_bytes / len(valid_shards))
+
+    done = bool(t.patience) and stopping.waited >= t.patience
+    records = training.train(model, objective, loader, optimizer, steps=start if done else t.steps, start=start, lr=schedule,
+                             accumulate=t.accumulate, clip=t.clip or None, seed=t.seed)
+    with (Interrupt() as stop, Progress(t.steps, "pretrain", "step", start) as bar,
+          contextlib.closing(training.Log(out / "metrics.jsonl", start)) as metrics,
+          contextlib.closing(training.Log(out / "samples.jsonl", start)) as samples):
+        for record in records:
+            step, last, better = record.step, record.step == t.steps, False
+            if ema:
+                ema.update()
+            metrics.write(**{k: v for k, v in asdict(record).items() if k != "metrics"}, **record.metrics)
+            bar.update()
+            bar.note(loss=f"{record.loss:.3f}", tok_s=f"{record.tokens_per_second:,.0f}")
+            if step % every == 0 or last:
+                with ema.weights() if ema else contextlib.nullcontext():
+                    found = evaluate()
+                    done = stopping.update(step, found.loss)
+                    better = stopping.best_step == step
+                    if better:
+                        folders.save(model, tokenizer, out / "model")
+                    if t.sample_tokens:
+                        prompt, text = sample(model, tokenizer, valid_shards, t.sample_tokens, t.seed + step)
+                        samples.write(step=step, prompt=prompt, text=text)
+                metrics.write(step=step, valid_loss=found.loss, perplexity=found.perplexity, bits_per_byte=found.bits_per_byte)
+                bar.line(f"step {step:<6} loss {record.loss:.4f}  validation {found.loss:.4f}: perplexity {found.perplexity:.2f}, "
+                         f"{found.bits_per_byte:.3f} bits a byte  {record.tokens_per_second:,.0f} tokens/s")
+            if step % save_every == 0 or last or better or done or stop.signal:
+                training.save_checkpoint(out / "checkpoints", step, model, tokenizer, optimizer, {"seed": t.seed, "data": loader.state(),
+                                         "stopping": stopping.state()}, ema=ema, best=better, keep=t.keep)
+            if stop.signal and not last:
+                bar.line(f"stopped at step {step}; all is saved, --resume goes on")
+                return stop.code
+            if done:
+                bar.line(f"stopped early: {t.patience} evaluations in a row without a new best")
+                break
+    chart(out)
+    print(f"best       validation loss {stopping.best_loss:.4f} at step {stopping.best_step}\nmodel      {out / 'model'}", flush=True)
+    return 0
+
+
+# ---- the pieces
+
+def prepare(config, out, resume):
+    """-> tokenizer, shards for training, shards for validation; made in the run folder, or read from it on resume."""
+    from pyllm.data import corpus, shards
+    from pyllm.errors import ConfigError, FormatError
+    from pyllm.io.files import write_toml
+
+    path = Path(config.data.path)
+    try:
+        ready = (path / "index.json").is_file()
+        if not ready:
+            corpus.find_files(path)
+        out.mkdir(parents=True, exist_ok=True)
+        write_toml(out / "config.resolved.toml", config.table())
+        tokenizer = make_tokenizer(config, out / "tokenizer", resume)
+        print(f"tokenizer  {type(tokenizer).__name__}, {tokenizer.vocab_size} tokens", flush=True)
+        if ready:
+            everything = shards.open_shards(path)
+            if everything.vocab_size != tokenizer.vocab_size:
+                raise ConfigError(f"{path}: token shards of a vocabulary of {everything.vocab_size}, the tokenizer has {tokenizer.vocab_size}")
+            train, valid = shards.split(everything, config.data.fraction)
+        elif has_validation(path):
+            train, valid = (make_shards(path, out / "shards" / part, tokenizer, part, resume) for part in ("train", "valid"))
+        else:
+            train, valid = shards.split(make_shards(path, out / "shards" / "all", tokenizer, None, resume), config.data.fraction)
+    except (FormatError, FileNotFoundError) as error:
+        raise ConfigError(f"data: {error}") from None
+    print(f"data       {len(train):,} tokens to train on, {len(valid):,} for validation, "
+          f"{(train.text_bytes + valid.text_bytes) / (len(train) + len(valid)):.2f} bytes a token", flush=True)
+    return tokenizer, train, valid
+
+
+def has_validation(path):
+    """Whether a folder of text has files of its own for validation."""
+    from pyllm.data.corpus import find_files
+    from pyllm.errors import FormatError
+
+    try:
+        return path.is_dir() and bool(find_files(path, "valid"))
+    except FormatError:
+        return False
+
+
+def make_tokenizer(config, folder=None, resume=False):
+    """-> the tokenizer in `folder` on resume, else a new one, saved there (folder None: nowhere)."""
+    from pyllm.data.corpus import read_documents
+    from pyllm.text import ByteLevelBPE, CharTokenizer, read_tokenizer
+
+    kind = config.tokenizer.kind
+    if resume and (folder / "tokenizer.json").is_file():
+        return read_tokenizer(folder)
+    if kind == "chars":
+        tokenizer = CharTokenizer.train(read_documents(config.data.path))
+    elif kind == "bpe":
+        tokenizer = ByteLevelBPE.train(read_documents(config.data.path), config.tokenizer.vocab_size)
+    else:
+        tokenizer = read_tokenizer(kind)
+    if folder:
+        tokenizer.save(folder)
+    return tokenizer
+
+
+def make_shards(path, folder, tokenizer, part, resume):
+    from pyllm.data.shards import open_shards, tokenize
+
+    if resume and (folder / "index.json").is_file():
+        return open_shards(folder)
+    folder.parent.mkdir(exist_ok=True)
+    return tokenize(path, folder, tokenizer, part)
+
+
+def build_model(config, vocab_size):
+    """-> the model of [model], its weights zero."""
+    from pyllm import folders
+    from pyllm.errors import ConfigError, suggest
+    from pyllm.models import FAMILIES
+
+    sizes = dict(config.model)
+    family = sizes.pop("family")
+    if family not in FAMILIES:
+        raise ConfigError(f"model.family={family!r}; expected one of {', '.join(FAMILIES)}.{suggest(family, FAMILIES)}")
+    return folders.build(FAMILIES[family][0].from_sizes({"vocab_size": vocab_size, **sizes}))
+
+
+def row_length(config, model):
+    """-> tokens a row."""
+    from pyllm.errors import ConfigError
+
+    context = model.config.size("context")
+    if config.data.length > context:
+        raise ConfigError(f"data.length={config.data.length}; expected at most the model's context, {context}")
+    return config.data.length or context
+
+
+def sample(model, tokenizer, shards, tokens, seed):
+    """-> (prompt, continuation): the first words of the validation data, continued."""
+    from pyllm.generation import generate
+
+    prompt = tokenizer.decode(shards[:8])
+    return prompt, generate(model, tokenizer, prompt, max_tokens=tokens, temperature=0.8, seed=seed).text
+
+
+def chart(out):
+    """Writes loss.png from metrics.jsonl, where matplotlib is installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("chart      none. Hint: pip install matplotlib (the extra `plot`) for loss.png")
+        return
+    from pyllm.training import read_log
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    lines = read_log(out / "metrics.jsonl")
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    for name, label in (("loss", "training"), ("valid_loss", "validation")):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        axes.plot(*zip(*points), label=label, linewidth=1 if name == "loss" else 2)
+    axes.set(xlabel="step", ylabel="loss, nats a token", title=out.name)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(out / "loss.png", dpi=120)
+    pyplot.close(figure)
