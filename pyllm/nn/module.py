@@ -1,6 +1,7 @@
 """Module: a tree of parameters whose paths are the names in the checkpoint."""
 import numpy as np
 
+from pyllm import kernels as K
 from pyllm.autograd import Rng, Tensor
 
 
@@ -78,7 +79,8 @@ class Module:
         if wrong:
             raise ValueError(f"{type(self).__name__}.load: {len(wrong)} mismatches:\n  " + "\n  ".join(wrong))
         for name, p in own.items():
-            p.data = np.array(state[name], p.dtype, order="C")
+            p.data = K.empty(p.shape, p.dtype)
+            p.data[...] = state[name]
 
     def initialize(self, seed):
         """Draws every parameter anew; a parameter's values depend on the seed and its path alone."""
@@ -97,4 +99,6 @@ def parameter(*shape):
 
 def normal(tensor, rng, std):
     """Fills a parameter from N(0, std^2)."""
-    tensor.data = rng.generator().standard_normal(tensor.shape, np.float32) * np.float32(std)
+    tensor.data = K.empty(tensor.shape)
+    rng.generator().standard_normal(dtype=np.float32, out=tensor.data)
+    tensor.data *= np.float32(std)
