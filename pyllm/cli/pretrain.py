@@ -41,8 +41,10 @@ def run(args):
     return pretrain(config, args.out, args.resume)
 
 
-def pretrain(config, out, resume=False):
+def pretrain(config, out, resume=False, until=None):
     """Runs a Config in the folder `out` -> exit code: 0, or 130 and 143 after Ctrl-C and SIGTERM, with all saved.
+
+    until: a step after which the run stops as if it had been interrupted.
 
     Without resume the folder must hold no checkpoint. Raises ConfigError for settings, FormatError for a broken checkpoint, OSError for a
     full disk, FloatingPointError for a diverged run; in each case the newest checkpoint is whole and --resume goes on from it.
@@ -107,10 +109,10 @@ def pretrain(config, out, resume=False):
                 metrics.write(step=step, valid_loss=found.loss, perplexity=found.perplexity, bits_per_byte=found.bits_per_byte)
                 bar.line(f"step {step:<6} loss {record.loss:.4f}  validation {found.loss:.4f}: perplexity {found.perplexity:.2f}, "
                          f"{found.bits_per_byte:.3f} bits a byte  {record.tokens_per_second:,.0f} tokens/s")
-            if step % save_every == 0 or last or better or done or stop.signal:
+            if step % save_every == 0 or last or better or done or stop.signal or step == until:
                 training.save_checkpoint(out / "checkpoints", step, model, tokenizer, optimizer, {"seed": t.seed, "data": loader.state(),
                                          "stopping": stopping.state()}, ema=ema, best=better, keep=t.keep)
-            if stop.signal and not last:
+            if (stop.signal or step == until) and not last:
                 bar.line(f"stopped at step {step}; all is saved, --resume goes on")
                 return stop.code
             if done:

@@ -1,0 +1,102 @@
+"""pyllm demo: a small model's whole life, on the text of Python's own help pages, which every Python has.
+
+STAGES run in order and share one Demo; a later stage of a model's life is one more function in the list.
+"""
+import math
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+HELP = "a small model's whole life in a few minutes: tokenizer, training, resuming, generated text"
+CONFIG = {
+    "model": {"family": "gpt2", "layers": 4, "heads": 4, "width": 128, "context": 128},
+    "tokenizer": {"kind": "bpe", "vocab_size": 1024},
+    "train": {"steps": 800, "batch": 12, "lr": 3e-3, "min_lr": 1e-4, "warmup": 40, "weight_decay": 0.1, "eval_every": 100, "eval_batches": 20,
+              "sample_tokens": 40, "seed": 1},
+}
+PROMPTS = ("The ", "A class ", "If the ")
+
+
+def add_arguments(parser):
+    parser.add_argument("--out", metavar="DIR", help="keep the run in this new folder (default: a temporary one, removed at the end)")
+    parser.add_argument("--steps", type=int, default=CONFIG["train"]["steps"], metavar="N", help="training steps (default %(default)s)")
+
+
+@dataclass
+class Demo:
+    """What the stages share."""
+
+    folder: Path
+    steps: int
+
+    run = property(lambda self: self.folder / "run")
+    corpus = property(lambda self: self.folder / "corpus.jsonl")
+
+
+def run(args):
+    if args.steps < 2:
+        raise ValueError(f"demo: --steps {args.steps}; expected at least 2, so that there is a middle to stop in")
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="pyllm-demo-") as temporary:
+        demo = Demo(Path(args.out or temporary), args.steps)
+        if args.out:
+            demo.folder.mkdir(parents=True)
+        for number, stage in enumerate(STAGES, 1):
+            start = time.monotonic()
+            print(f"\n{number}/{len(STAGES)}  {stage.__doc__}", flush=True)
+            stage(demo)
+            print(f"     {time.monotonic() - start:.1f} s", flush=True)
+    print(f"\nAll of it took {time.monotonic() - began:.0f} s. " + (f"The run is in {demo.run}." if args.out else
+          "--out DIR keeps the run; pyllm pretrain --data YOUR_TEXT --out DIR does the same with yours."))
+    return 0
+
+
+def corpus(demo):
+    """The text: the topics of Python's help(), one document each."""
+    import json
+    from pydoc_data.topics import topics
+
+    with open(demo.corpus, "w", encoding="utf-8") as file:
+        for name in sorted(topics):
+            file.write(json.dumps({"text": topics[name]}) + "\n")
+    print(f"     {len(topics)} documents, {sum(map(len, topics.values())):,} characters")
+
+
+def pretraining(demo):
+    """A tokenizer and a small GPT learn from it, until they are stopped half-way."""
+    _pretrain(demo, until=demo.steps // 2)
+
+
+def resuming(demo):
+    """The run goes on from its checkpoint, with the bits of a run that never stopped."""
+    _pretrain(demo, resume=True)
+    from pyllm.training import read_log
+
+    found = [line for line in read_log(demo.run / "metrics.jsonl") if "valid_loss" in line]
+    import pyllm
+
+    model, _ = pyllm.load(demo.run / "model")
+    print(f"     validation loss: {math.log(model.config.vocab_size):.2f} (guessing) -> {found[0]['valid_loss']:.2f} -> {found[-1]['valid_loss']:.2f} "
+          f"nats a token, {found[-1]['bits_per_byte']:.2f} bits a byte")
+
+
+def generation(demo):
+    """The model writes. It is small and has read for a minute: it has the form of the text, not its sense."""
+    import pyllm
+
+    model, tokenizer = pyllm.load(demo.run / "model")
+    results = pyllm.generate(model, tokenizer, list(PROMPTS), max_tokens=48, temperature=0.7, top_p=0.95, seed=1)
+    for prompt, result in zip(PROMPTS, results):
+        print(f"     {prompt!r} -> {result.text!r}")
+
+
+STAGES = [corpus, pretraining, resuming, generation]
+
+
+def _pretrain(demo, resume=False, until=None):
+    from pyllm.cli.config import resolve
+    from pyllm.cli.pretrain import pretrain
+
+    train = {**CONFIG["train"], "steps": demo.steps, "eval_every": max(1, demo.steps // 4), "warmup": min(40, demo.steps // 4)}
+    pretrain(resolve(({**CONFIG, "data": {"path": str(demo.corpus)}, "train": train}, "demo")), demo.run, resume, until)
