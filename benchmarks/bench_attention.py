@@ -23,7 +23,8 @@ def cases(quick, threads):
             q4, k4, v4, dout4 = (x.astype(np.float32) for x in part)
             out, lse4 = K.attention(q4, k4, v4)
             close(out, want, 1e-5, "attention")
-            for got, exact in zip(K.attention_vjp(dout4, q4, k4, v4, out, lse4)[:3], reference.attention_vjp(part[3], *part[:3], want, lse)):
+            for got, exact in zip(K.attention_vjp(dout4, q4, k4, v4, out, lse4)[:3],
+                                  reference.attention_vjp(part[3], *part[:3], want, lse)):
                 close(got, exact, 1e-4, "attention_vjp")
 
         def both(q=q, k=k, v=v, dout=dout):

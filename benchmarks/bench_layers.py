@@ -56,7 +56,8 @@ def cases(quick, threads):
             return K.activation(z, act), K.activation_vjp(z, z, act)
 
         def exact(act=act):
-            return reference.activation(z[:8].astype(np.float64), act), reference.activation_vjp(z[:8].astype(np.float64), z[:8].astype(np.float64), act)
+            few = z[:8].astype(np.float64)
+            return reference.activation(few, act), reference.activation_vjp(few, few, act)
 
         def check(run=run, exact=exact, act=act):
             for got, want in zip(run(), exact()):
@@ -65,7 +66,8 @@ def cases(quick, threads):
         yield Case(f"{act}_fwd_bwd", f"{n} x 3072", run, check, bytes=4.0 * 5 * z.size, torch=torch_layer(peer, z))
 
     for rows, channels, vocabulary in [(768, 128, 65), (1024, 768, 50257)][: 1 if quick else 2]:
-        h, head = draw.standard_normal((rows, channels), np.float32), draw.standard_normal((vocabulary, channels), np.float32) * np.float32(0.05)
+        h = draw.standard_normal((rows, channels), np.float32)
+        head = draw.standard_normal((vocabulary, channels), np.float32) * np.float32(0.05)
         targets = draw.integers(0, vocabulary, rows).astype(np.int32)
 
         def run(h=h, head=head, targets=targets):
@@ -73,7 +75,8 @@ def cases(quick, threads):
 
         def check(run=run, h=h, head=head, targets=targets):
             few = slice(0, 16)
-            loss, dh, _, _ = reference.linear_cross_entropy(h[few].astype(np.float64), head.astype(np.float64), None, targets[few], need=(True, False, False))
+            loss, dh, _, _ = reference.linear_cross_entropy(h[few].astype(np.float64), head.astype(np.float64), None, targets[few],
+                                                                   need=(True, False, False))
             got = run()
             close(got[0][few], loss, 1e-5, "loss")
             close(got[1][few], dh, 1e-4, "dh")
@@ -82,7 +85,8 @@ def cases(quick, threads):
         if torch:
             th, tw, tt = torch.from_numpy(h).requires_grad_(), torch.from_numpy(head).requires_grad_(), torch.from_numpy(targets).long()
             peer = lambda th=th, tw=tw, tt=tt: torch.autograd.grad(functional.cross_entropy(th @ tw.T, tt, reduction="sum"), (th, tw))
-        yield Case("head_cross_entropy", f"{rows} x {channels} x {vocabulary}", run, check, flops=6.0 * rows * channels * vocabulary, torch=peer)
+        yield Case("head_cross_entropy", f"{rows} x {channels} x {vocabulary}", run, check,
+                   flops=6.0 * rows * channels * vocabulary, torch=peer)
 
     size = 4_000_000 if quick else 100_000_000
     p, g, m, v = (np.zeros(size, np.float32) + np.float32(1e-3) for _ in range(4))

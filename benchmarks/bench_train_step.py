@@ -13,15 +13,16 @@ MODELS = {  # name: model, B, T
     "gpt_0.8M": (lambda: GPT2(GPT2Config(vocab_size=65, n_positions=64, n_embd=128, n_layer=4, n_head=4, bias=False)), 12, 64),
     "gpt_10.8M": (lambda: GPT2(GPT2Config(vocab_size=65, n_positions=256, n_embd=384, n_layer=6, n_head=6, bias=False)), 12, 256),
     "gpt2_124M": (lambda: GPT2(GPT2Config()), 4, 256),
-    "llama_135M": (lambda: Llama(LlamaConfig(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-                                             num_key_value_heads=3, tie_word_embeddings=True)), 1, 512),
+    "llama_135M": (lambda: Llama(LlamaConfig(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+                                             num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True)), 1, 512),
 }
 
 
 def step_flops(model, b, t):
     c = model.config
     layers, width = (c.n_layer, c.n_embd) if c.model_type == "gpt2" else (c.num_hidden_layers, c.num_attention_heads * c.head_size)
-    weights = sum(p.size for name, p in model.named_parameters() if p.ndim == 2 and not name.endswith(("wpe.weight", "wte.weight", "embed_tokens.weight")))
+    tables = ("wpe.weight", "wte.weight", "embed_tokens.weight")
+    weights = sum(p.size for name, p in model.named_parameters() if p.ndim == 2 and not name.endswith(tables))
     weights += model.head_weight().size if model.lm_head is None else 0
     return 6.0 * b * t * (weights + layers * t * width)
 
@@ -43,7 +44,8 @@ def cases(quick, threads):
             while True:
                 yield batch
 
-        records = training.train(model, objectives.clm, forever(), training.AdamW(model, betas=(0.9, 0.99), weight_decay=0.1), steps=10**9, lr=1e-4)
+        optimizer = training.AdamW(model, betas=(0.9, 0.99), weight_decay=0.1)
+        records = training.train(model, objectives.clm, forever(), optimizer, steps=10**9, lr=1e-4)
         peer, first = None, []
         if torch:
             optimizer = torch.optim.AdamW(peer_model.parameters(), lr=1e-4, betas=(0.9, 0.99), weight_decay=0.1, fused=True)

@@ -79,7 +79,8 @@ def show(record, as_json):
         print(json.dumps(record), flush=True)
         return
     rate = f"{record['gflops']:8.1f} GFLOP/s" if "gflops" in record else f"{record.get('gbs', 0):8.1f} GB/s   "
-    peers = "".join(f"  {peer} {record[f'ratio_{peer}']:6.2f}x" for peer in ("numpy", "torch", "tokenizers") if record.get(f"ratio_{peer}") is not None)
+    ratios = {peer: record.get(f"ratio_{peer}") for peer in ("numpy", "torch", "tokenizers")}
+    peers = "".join(f"  {peer} {ratio:6.2f}x" for peer, ratio in ratios.items() if ratio is not None)
     tokens = f"  {record['tokens_per_second']:.0f} tok/s" if "tokens_per_second" in record else ""
     limit = f"{record['pct_limit']:5.1f} %" if record.get("pct_limit") is not None else "      -"
     print(f"{record['name']:<22} {record['shape']:<34} {record['median_ms']:10.3f} ms {rate} {limit}{peers}{tokens}", flush=True)

@@ -1,4 +1,4 @@
-"""The peer: GPT-2 and Llama written plainly in PyTorch at their fastest (scaled_dot_product_attention), over the weights of a pyllm model."""
+"""The peer: GPT-2 and Llama written plainly in PyTorch with scaled_dot_product_attention, over the weights of a pyllm model."""
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -22,7 +22,8 @@ class TorchModel(torch.nn.Module):
         at = torch.arange(past, past + tokens.shape[1])
         x = (self.gpt2 if self.family == "gpt2" else self.llama)(tokens, at, cache)
         head = self.p("lm_head.weight")
-        return F.linear(x, head if head is not None else self.p("transformer.wte.weight" if self.family == "gpt2" else "model.embed_tokens.weight"))
+        tied = "transformer.wte.weight" if self.family == "gpt2" else "model.embed_tokens.weight"
+        return F.linear(x, head if head is not None else self.p(tied))
 
     def attend(self, q, k, v, layer, cache, past):
         if cache is not None:
@@ -41,7 +42,8 @@ class TorchModel(torch.nn.Module):
         linear = lambda x, name: F.linear(x, p(f"{name}.weight"), p(f"{name}.bias"))
         for i in range(c.n_layer):
             h = f"transformer.h.{i}"
-            q, k, v = (y.unflatten(2, (c.n_head, -1)).transpose(1, 2) for y in linear(norm(x, f"{h}.ln_1"), f"{h}.attn.c_attn").split(c.n_embd, 2))
+            qkv = linear(norm(x, f"{h}.ln_1"), f"{h}.attn.c_attn")
+            q, k, v = (y.unflatten(2, (c.n_head, -1)).transpose(1, 2) for y in qkv.split(c.n_embd, 2))
             x = x + linear(self.attend(q, k, v, i, cache, int(at[0])), f"{h}.attn.c_proj")
             x = x + linear(F.gelu(linear(norm(x, f"{h}.ln_2"), f"{h}.mlp.c_fc"), approximate="tanh"), f"{h}.mlp.c_proj")
         return norm(x, "transformer.ln_f")

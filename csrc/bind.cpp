@@ -1,4 +1,5 @@
-// The boundary: exact dtype, C-contiguous, aligned arrays or an error that names the argument; the GIL released; one call through the table.
+// The boundary: exact dtype, C-contiguous, aligned arrays or an error that names the argument; the GIL released; one call
+// through the table.
 // Shapes are checked in pyllm/kernels/native.py, which also takes the outputs from `empty`.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -44,7 +45,8 @@ template <class T>
 T* dense(const py::handle& object, const char* name, bool writeable = false, bool optional = false) {
     if (optional && object.is_none()) return nullptr;
     py::array a = checked<T>(object, name, writeable);
-    if (!(a.flags() & py::array::c_style)) throw py::type_error(std::string(name) + ": expected a C-contiguous array, got a strided view; np.ascontiguousarray makes a copy");
+    if (!(a.flags() & py::array::c_style))
+        throw py::type_error(std::string(name) + ": expected a C-contiguous array, got a strided view; np.ascontiguousarray makes a copy");
     return const_cast<T*>(static_cast<const T*>(a.data()));
 }
 const float* in(const py::handle& o, const char* name, bool optional = false) { return dense<float>(o, name, false, optional); }
@@ -168,8 +170,8 @@ void attention_vjp(const py::object& dout, const py::object& q, const py::object
     active->attention_vjp(g);
 }
 
-void rope(const py::object& x, const py::object& y, const py::object& cos, const py::object& sin, const py::object& positions, index_t rotary,
-          bool interleaved, bool inverse) {
+void rope(const py::object& x, const py::object& y, const py::object& cos, const py::object& sin, const py::object& positions,
+          index_t rotary, bool interleaved, bool inverse) {
     const Heads h(x, "rope: x");
     float* to = out(y, "rope: out");
     const float *c = in(cos, "rope: cos"), *s = in(sin, "rope: sin");
@@ -395,7 +397,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     m.def("trim", pool_trim);
     m.def("pool", [] {
         const PoolStats s = pool_stats();
-        return py::dict(py::arg("in_use") = s.in_use, py::arg("cached") = s.cached, py::arg("peak") = s.peak, py::arg("system_calls") = s.system_calls);
+        return py::dict(py::arg("in_use") = s.in_use, py::arg("cached") = s.cached, py::arg("peak") = s.peak,
+                        py::arg("system_calls") = s.system_calls);
     });
     m.def("empty", empty);
     m.def("matmul", matmul);

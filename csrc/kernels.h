@@ -24,7 +24,8 @@ struct MatmulArgs {
 };
 
 struct AttentionArgs {
-    // rows of q, k, v, ... are `*_row` apart, heads D apart, batch entries `*_batch` apart (so that they may lie in a fused qkv or a longer cache)
+    // rows of q, k, v, ... are `*_row` apart, heads D apart, batch entries `*_batch` apart (so that they may lie in a fused qkv
+    // or a longer cache)
     const float *q, *k, *v;  // q:(B, Tq, H, D) k, v:(B, Tk, Hkv, D)
     float* out;              // (B, Tq, H, D) dense
     float* lse;              // (B, H, Tq)
@@ -79,7 +80,8 @@ struct Kernels {
     void (*attention)(const AttentionArgs&);
     void (*attention_vjp)(const AttentionArgs&);
     void (*rope)(const float* x, float* y, const float* cos, const float* sin, const int32_t* positions, index_t rows, index_t heads,
-                 index_t d, index_t rotary, index_t x_row, bool interleaved, bool inverse);  // rows = B * T; y dense; cos, sin:(P, rotary / 2)
+                 index_t d, index_t rotary, index_t x_row, bool interleaved, bool inverse);
+    // rope: rows = B * T; y dense; cos, sin:(P, rotary / 2)
     void (*embedding)(const float* w, const int32_t* ids, float* y, index_t n, index_t c);
     void (*embedding_vjp)(const float* dy, const int32_t* ids, float* dw, index_t n, index_t c, index_t rows);  // writes all of dw
 

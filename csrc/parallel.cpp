@@ -30,7 +30,8 @@ int cgroup_quota() {
     char path[512] = "", line[512];
     if (FILE* f = std::fopen("/proc/self/cgroup", "r")) {
         while (std::fgets(line, sizeof line, f))
-            if (std::strncmp(line, "0::", 3) == 0) std::snprintf(path, sizeof path, "/sys/fs/cgroup%.*s", int(std::strcspn(line + 3, "\n")), line + 3);
+            if (std::strncmp(line, "0::", 3) == 0)
+                std::snprintf(path, sizeof path, "/sys/fs/cgroup%.*s", int(std::strcspn(line + 3, "\n")), line + 3);
         std::fclose(f);
     }
     double best = 0;
@@ -39,7 +40,8 @@ int cgroup_quota() {
         std::snprintf(name, sizeof name, "%s/cpu.max", path);
         double quota, period;
         if (FILE* f = std::fopen(name, "r")) {
-            if (std::fscanf(f, "%lf %lf", &quota, &period) == 2 && period > 0) best = best ? std::min(best, quota / period) : quota / period;
+            if (std::fscanf(f, "%lf %lf", &quota, &period) == 2 && period > 0)
+                best = best ? std::min(best, quota / period) : quota / period;
             std::fclose(f);
         }
         if (std::strlen(path) <= std::strlen("/sys/fs/cgroup") || !std::strrchr(path, '/')) break;

@@ -20,7 +20,7 @@ def build(config, seed=None):
 
 
 def load(path):
-    """path: a Hugging Face model folder, or a run folder, whose model/ is then opened -> (model, tokenizer), which is None if there is none.
+    """path: a Hugging Face model folder, or a run folder, whose model/ is then opened -> (model, tokenizer or None where there is none).
 
     Every tensor of the model must be in the files exactly once and every tensor of the files must have a place; all mismatches come in
     one FormatError.

@@ -60,14 +60,16 @@ def test_tokenizer_comes_along(tmp_path):
 
 def test_checkpoint_names_are_those_of_the_family():
     names = {"wte.weight", "wpe.weight", "h.0.ln_1.weight", "h.0.ln_1.bias", "h.0.attn.c_attn.weight", "h.0.attn.c_attn.bias",
-             "h.0.attn.c_proj.weight", "h.0.attn.c_proj.bias", "h.0.ln_2.weight", "h.0.ln_2.bias", "h.0.mlp.c_fc.weight", "h.0.mlp.c_fc.bias",
+             "h.0.attn.c_proj.weight", "h.0.attn.c_proj.bias", "h.0.ln_2.weight", "h.0.ln_2.bias", "h.0.mlp.c_fc.weight",
+             "h.0.mlp.c_fc.bias",
              "h.0.mlp.c_proj.weight", "h.0.mlp.c_proj.bias", "ln_f.weight", "ln_f.bias"}
     tensors = checkpoint_tensors(build({**GPT2, "n_layer": 1}))
     assert tensors.keys() == {f"transformer.{n}" for n in names}
     assert tensors["transformer.h.0.attn.c_attn.weight"].shape == (8, 24)  # (in, out), as OpenAI stored it
     tensors = checkpoint_tensors(build({**LLAMA, "num_hidden_layers": 1}))
-    block = {f"model.layers.0.{n}.weight" for n in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
-                                                    "mlp.up_proj", "mlp.down_proj", "input_layernorm", "post_attention_layernorm")}
+    parts = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj",
+             "mlp.down_proj", "input_layernorm", "post_attention_layernorm"]
+    block = {f"model.layers.0.{part}.weight" for part in parts}
     assert tensors.keys() == block | {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
     assert tensors["model.layers.0.mlp.up_proj.weight"].shape == (12, 8)
 

@@ -1,4 +1,4 @@
-"""The process around the kernels: forks, refused threads and memory, environment variables, threads of Python, determinism, missing builds."""
+"""The process around the kernels: forks, refused threads and memory, variables, threads of Python, determinism, missing builds."""
 import json
 import multiprocessing
 import os
@@ -274,7 +274,8 @@ print(json.dumps([K.active(), losses]))
 def test_an_unknown_isa():
     run = state(PYLLM_ISA="foo")
     assert run.returncode == 1
-    assert run.stderr.splitlines()[-1] == f"ImportError: PYLLM_ISA='foo' is not available on this CPU; available: {', '.join(K.available())}"
+    known = ", ".join(K.available())
+    assert run.stderr.splitlines()[-1] == f"ImportError: PYLLM_ISA='foo' is not available on this CPU; available: {known}"
     with pytest.raises(ValueError, match=r"kernels.use: 'foo' is not available on this CPU; available: "):
         K.use("foo")
 

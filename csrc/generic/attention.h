@@ -141,8 +141,8 @@ static void pack_keys(const float* k, index_t row, index_t keys, index_t d, floa
 
 // C[n, cols] (+)= A[n, kc] B[kc, cols]: B and C are padded to whole vectors unless `cols` says less.
 template <bool UNIT>
-static void times(index_t n, const float* a, index_t a_step, const float* b, index_t b_row, index_t kc, float* c, index_t c_row, index_t cols,
-                  bool add) {
+static void times(index_t n, const float* a, index_t a_step, const float* b, index_t b_row, index_t kc, float* c, index_t c_row,
+                  index_t cols, bool add) {
     const Panels panels(cols);
     for (index_t p = 0; p < panels.count; ++p) {
         const index_t col = panels.begin(p);
@@ -359,7 +359,8 @@ static void attention(const AttentionArgs& g) {
     if (!g.b || !g.tq || !g.h) return;
     const index_t group = g.h / g.hkv, queries = std::min(TASK_ROWS, g.tq);
     const index_t heads = std::min(group, std::max<index_t>(1, TASK_ROWS / g.tq));  // of one kv head, in a task
-    const index_t head_tasks = (group + heads - 1) / heads, query_tasks = (g.tq + queries - 1) / queries, entries = g.b * g.hkv * head_tasks;
+    const index_t head_tasks = (group + heads - 1) / heads, query_tasks = (g.tq + queries - 1) / queries;
+    const index_t entries = g.b * g.hkv * head_tasks;
     parallel_for(entries * query_tasks, [&](index_t task) {
         const index_t entry = task % entries, query = (query_tasks - 1 - task / entries) * queries;  // causal: the longest first
         const index_t first = entry % head_tasks * heads, n = std::min(queries, g.tq - query);

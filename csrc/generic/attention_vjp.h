@@ -155,9 +155,11 @@ static void attention_vjp(const AttentionArgs& g) {
     const index_t group = g.h / g.hkv, heads = g.b * g.h, tiles = (g.tk + VJP_KEYS - 1) / VJP_KEYS;
     const index_t parts = std::clamp<index_t>(tiles / VJP_TILES, 1, VJP_PARTS), keys = (tiles + parts - 1) / parts * VJP_KEYS;
     Carver c{nullptr};
-    for (const index_t n : {parts > 1 ? parts * heads * g.tq : 0, group > 1 ? heads * g.tk : 0, group > 1 ? heads * g.tk : 0}) c.take<float>(n * g.d);
+    for (const index_t n : {parts > 1 ? parts * heads * g.tq : 0, group > 1 ? heads * g.tk : 0, group > 1 ? heads * g.tk : 0})
+        c.take<float>(n * g.d);
     c = Carver{c.used ? static_cast<char*>(scratch(5, c.used)) : nullptr};
-    const Partials dq(c, parts > 1 ? parts * heads : 0, g.tq, g.d), dk(c, group > 1 ? heads : 0, g.tk, g.d), dv(c, group > 1 ? heads : 0, g.tk, g.d);
+    const Partials dq(c, parts > 1 ? parts * heads : 0, g.tq, g.d);
+    const Partials dk(c, group > 1 ? heads : 0, g.tk, g.d), dv(c, group > 1 ? heads : 0, g.tk, g.d);
     const bool share_b = g.dbias && g.bias_b == 0, share_h = g.dbias && g.bias_h == 0;
     const index_t b_tasks = share_b ? 1 : g.b, h_tasks = share_h ? 1 : g.h;
     parallel_for(b_tasks * h_tasks * parts, [&](index_t task) {

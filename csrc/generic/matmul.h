@@ -63,7 +63,8 @@ static void pack_panel(const float* src, index_t k_step, index_t j_step, index_t
         for (index_t j = 0; j < width; ++j) dst[k * width + j] = j < cols ? src[k * k_step + j * j_step] : 0.0f;
 }
 
-// A's rows [0, rows) as panels of R_MAX: dst[p * R_MAX * kc + k * R_MAX + i] = src[(p * R_MAX + i) * row_step + k * k_step], zero beyond rows.
+// A's rows [0, rows) as panels of R_MAX: dst[p * R_MAX * kc + k * R_MAX + i] = src[(p * R_MAX + i) * row_step + k * k_step],
+// zero beyond rows.
 static void pack_rows(const float* src, index_t row_step, index_t k_step, index_t rows, index_t kc, float* dst) {
     constexpr index_t R = R_MAX;
     const index_t whole = rows / R;
@@ -92,7 +93,8 @@ static void pack_rows(const float* src, index_t row_step, index_t k_step, index_
 // ---- the tile ----
 // C[R, cols] (+)= A[R, kc] B[kc, NV * W]. A(r, k) = a[r * a_row + k] where UNIT, else a[r + k * a_col]; B rows are b_row apart.
 template <int R, int NV, bool UNIT>
-static void tile(const float* a, index_t a_step, const float* b, index_t b_row, index_t kc, float* c, index_t c_row, index_t cols, bool add) {
+static void tile(const float* a, index_t a_step, const float* b, index_t b_row, index_t kc, float* c, index_t c_row, index_t cols,
+                 bool add) {
     V acc[R][NV];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)

@@ -14,8 +14,8 @@ static void rope_factors(const float* cos, const float* sin, index_t rotary, boo
 template <int... I>
 INLINE V swap_pairs(V x, std::integer_sequence<int, I...>) { return __builtin_shufflevector(x, x, (I ^ 1)...); }
 
-static void rope(const float* x, float* y, const float* cos, const float* sin, const int32_t* positions, index_t rows, index_t heads, index_t d,
-                 index_t rotary, index_t x_row, bool interleaved, bool inverse) {
+static void rope(const float* x, float* y, const float* cos, const float* sin, const int32_t* positions, index_t rows, index_t heads,
+                 index_t d, index_t rotary, index_t x_row, bool interleaved, bool inverse) {
     const index_t half = rotary / 2, grain = std::max<index_t>(1, 16384 / std::max<index_t>(1, heads * d));
     parallel_ranges(rows, grain, [&](index_t begin, index_t end) {
         float* c = static_cast<float*>(scratch(4, sizeof(float) * 2 * std::max<index_t>(rotary, 1)));

@@ -1,4 +1,5 @@
-// What an ISA file includes first, at the baseline: no library function may be compiled for more than that, since the linker keeps one copy for all.
+// What an ISA file includes first, at the baseline: no library function may be compiled for more than that,
+// since the linker keeps one copy for all.
 #pragma once
 #include <algorithm>
 #include <cmath>

@@ -46,7 +46,7 @@ class Train:
     clip: float = key(1.0, "largest norm of the gradient; 0 = no clipping", 0.0)
     label_smoothing: float = key(0.0, "share of the target's probability given to all tokens", 0.0, 1.0)
     z_loss: float = key(0.0, "weight of the squared log of the softmax's denominator", 0.0)
-    ema: float = key(0.0, "decay of the average of the weights, a step, such as 0.999; 0 = none. The average is what is evaluated and exported", 0.0, 1.0)
+    ema: float = key(0.0, "decay a step, such as 0.999, of the average of the weights that is evaluated and exported; 0 = none", 0.0, 1.0)
     seed: int = key(0, "of the weights, the order of the data, the dropout and the samples", 0)
     eval_every: int = key(250, "steps between evaluations", 1)
     eval_batches: int = key(0, "batches of an evaluation; 0 = the whole validation data", 0)
@@ -126,7 +126,8 @@ def resolve(*layers):
     config = Config(merged["model"], *(kind(**merged[name]) for name, kind in SECTIONS.items()))
     t = config.train
     if t.min_lr > t.lr or t.warmup > t.steps:
-        raise ConfigError(f"train: min_lr={t.min_lr}, lr={t.lr}, warmup={t.warmup}, steps={t.steps}; expected min_lr <= lr and warmup <= steps")
+        raise ConfigError(f"train: min_lr={t.min_lr}, lr={t.lr}, warmup={t.warmup}, steps={t.steps}; "
+                          "expected min_lr <= lr and warmup <= steps")
     return config
 
 
@@ -165,7 +166,8 @@ def add_flags(parser):
             for f in fields(kind):
                 about = f"{f.metadata['about']} (default {f.default})" if f.default != "" else f.metadata["about"]
                 _flag(group, section, f.name, f.metadata["flags"] or (f.name,), f.type, about, f.metadata["choices"])
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="any key of the configuration, such as model.bias=false")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE",
+                        help="any key of the configuration, such as model.bias=false")
 
 
 def _flag(group, section, name, flags, kind, about, choices=None):

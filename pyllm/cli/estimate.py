@@ -2,7 +2,7 @@
 
 
 def report(config):
-    """Prints parameters, memory and time of a Config -> exit code 0. The time stands on two measured steps, or on FLOPs for a large model."""
+    """Prints parameters, memory and time of a Config -> exit code 0. The time: two measured steps, or the FLOPs of a large model."""
     from pyllm.cli.pretrain import build_model, make_tokenizer, row_length
 
     kind = config.tokenizer.kind
@@ -19,14 +19,15 @@ def report(config):
     state = 4 * n * (4 + bool(t.ema))
     print(f"model      {model.config.model_type}, {n:,} parameters, vocabulary {vocab_size}, rows of {length} tokens")
     print(f"step       {tokens * t.accumulate:,} tokens, {flops / 1e9:,.1f} GFLOP")
-    print(f"memory     about {(state + activation_bytes(model, tokens)) / 1e6:,.0f} MB (estimate): weights, gradients, moments {state / 1e6:,.0f} MB, "
-          f"activations {activation_bytes(model, tokens) / 1e6:,.0f} MB")
+    activations = activation_bytes(model, tokens)
+    print(f"memory     about {(state + activations) / 1e6:,.0f} MB (estimate): "
+          f"weights, gradients, moments {state / 1e6:,.0f} MB, activations {activations / 1e6:,.0f} MB")
     print(f"time       about {_duration(seconds * t.steps)} for {t.steps:,} steps (estimate {how}), evaluations not counted")
     return 0
 
 
 def step_flops(model, rows, length):
-    """-> FLOP of forward and backward: 6 for each weight that multiplies and token, 6 T C for the half of attention that is seen, a layer."""
+    """-> FLOP of forward and backward: 6 a weight that multiplies and token, 6 T C a layer for the half of attention seen."""
     from pyllm.nn import Embedding
 
     tables = {id(m.weight) for _, m in model.named_modules() if isinstance(m, Embedding)}

@@ -12,7 +12,8 @@ def add_arguments(parser):
     parser.add_argument("--temp", "--temperature", type=float, default=0.8, metavar="T", help="0 takes the likeliest token (default 0.8)")
     parser.add_argument("--top-p", "--top_p", type=float, default=1.0, metavar="P", help="the smallest set of tokens of this probability")
     parser.add_argument("--top-k", "--top_k", type=int, default=0, metavar="K", help="the K likeliest tokens; 0 = all")
-    parser.add_argument("--min-p", "--min_p", type=float, default=0.0, metavar="P", help="tokens at least P times as likely as the likeliest")
+    parser.add_argument("--min-p", "--min_p", type=float, default=0.0, metavar="P",
+                        help="tokens at least P times as likely as the likeliest")
     parser.add_argument("--repetition-penalty", "--repetition_penalty", type=float, default=1.0, metavar="X", help="1 = none")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed gives the same text (default 0)")
@@ -48,5 +49,6 @@ def model_folder(path):
 
     found = newest(folder / "checkpoints") if (folder / "checkpoints").is_dir() else None
     if found is None:
-        raise FileNotFoundError(f"load: {folder}: expected a model folder (config.json, model.safetensors) or a run folder of pyllm pretrain")
+        raise FileNotFoundError(f"load: {folder}: expected a model folder (config.json, model.safetensors) "
+                                "or a run folder of pyllm pretrain")
     return found

@@ -56,10 +56,11 @@ def model_facts(path):
     folder = model_folder(path)
     model = build(read_json(folder / "config.json"))
     tensors = read_shards(folder)
+    dtypes = sorted({str(t.dtype if t.dtype.names is None else t.dtype.names[0]) for t in tensors.values()})
     facts = {"folder": str(folder), "family": model.config.model_type, "parameters": model.num_parameters(),
              "context": model.config.size("context"), "layers": model.config.size("layers"), "heads": model.config.size("heads"),
              "width": model.config.size("width"), "vocabulary": model.config.vocab_size, "tied_head": model.lm_head is None,
-             "tensors": len(tensors), "dtypes": sorted({str(t.dtype if t.dtype.names is None else t.dtype.names[0]) for t in tensors.values()}),
+             "tensors": len(tensors), "dtypes": dtypes,
              "bytes": sum(t.nbytes for t in tensors.values())}
     if (folder / "tokenizer.json").is_file():
         from pyllm.text import read_tokenizer

@@ -20,7 +20,8 @@ def add_arguments(parser):
     parser.add_argument("--out", required=True, metavar="RUN", help="the run folder")
     parser.add_argument("--preset", help=f"settings to start from: {', '.join(PRESETS)}")
     parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint of RUN, with its settings")
-    parser.add_argument("--dry-run", "--dry_run", action="store_true", help="print parameters, memory and time, train nothing, write nothing")
+    parser.add_argument("--dry-run", "--dry_run", action="store_true",
+                        help="print parameters, memory and time, train nothing, write nothing")
     add_flags(parser)
 
 
@@ -59,7 +60,8 @@ def pretrain(config, out, resume=False, until=None):
     out, t = Path(out), config.train
     checkpoint = training.newest(out / "checkpoints")
     if checkpoint and not resume:
-        raise ConfigError(f"pretrain: {out} holds a run already ({checkpoint.name}). Hint: --resume goes on with it; or choose another --out")
+        raise ConfigError(f"pretrain: {out} holds a run already ({checkpoint.name}). "
+                          "Hint: --resume goes on with it; or choose another --out")
     tokenizer, train_shards, valid_shards = prepare(config, out, resume)
     model = build_model(config, tokenizer.vocab_size).initialize(t.seed)
     length = row_length(config, model)
@@ -81,7 +83,8 @@ def pretrain(config, out, resume=False, until=None):
 
     def evaluate():
         batches = validation(valid_shards, t.batch, length)
-        return training.evaluate(model, clm, islice(batches, t.eval_batches or None), bytes_per_token=valid_shards.text_bytes / len(valid_shards))
+        return training.evaluate(model, clm, islice(batches, t.eval_batches or None),
+                                 bytes_per_token=valid_shards.text_bytes / len(valid_shards))
 
     done = bool(t.patience) and stopping.waited >= t.patience
     records = training.train(model, objective, loader, optimizer, steps=start if done else t.steps, start=start, lr=schedule,
@@ -143,7 +146,8 @@ def prepare(config, out, resume):
         if ready:
             everything = shards.open_shards(path)
             if everything.vocab_size != tokenizer.vocab_size:
-                raise ConfigError(f"{path}: token shards of a vocabulary of {everything.vocab_size}, the tokenizer has {tokenizer.vocab_size}")
+                raise ConfigError(f"{path}: token shards of a vocabulary of {everything.vocab_size}, "
+                                  f"the tokenizer has {tokenizer.vocab_size}")
             train, valid = shards.split(everything, config.data.fraction)
         elif has_validation(path):
             train, valid = (make_shards(path, out / "shards" / part, tokenizer, part, resume) for part in ("train", "valid"))

@@ -9,7 +9,8 @@ def add_arguments(parser):
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     train = actions.add_parser("train", help="make a tokenizer from text")
     train.add_argument("--data", required=True, metavar="PATH", help="a .txt or .jsonl file, or a folder of them")
-    train.add_argument("--vocab-size", "--vocab_size", type=int, default=8192, metavar="N", help="tokens at most, special ones included (bpe)")
+    train.add_argument("--vocab-size", "--vocab_size", type=int, default=8192, metavar="N",
+                       help="tokens at most, special ones included (bpe)")
     train.add_argument("--kind", choices=("bpe", "char"), default="bpe", help="byte-level BPE, or characters as tokens")
     train.add_argument("--out", required=True, metavar="DIR", help="folder for tokenizer.json")
     for name, line in (("encode", "text on standard input or --text -> ids"), ("decode", "ids on standard input or --text -> text"),

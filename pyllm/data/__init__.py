@@ -5,4 +5,5 @@ from pyllm.data.loader import Loader, validation
 from pyllm.data.packing import pack
 from pyllm.data.shards import TokenShards, in_memory, open_shards, split, tokenize, write_shards
 
-__all__ = ["Batch", "Loader", "TokenShards", "in_memory", "open_shards", "pack", "read_documents", "split", "tokenize", "validation", "write_shards"]
+__all__ = ["Batch", "Loader", "TokenShards", "in_memory", "open_shards", "pack", "read_documents", "split", "tokenize",
+           "validation", "write_shards"]

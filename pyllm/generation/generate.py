@@ -56,7 +56,8 @@ def generate(model, tokenizer, prompts, *, max_tokens=100, temperature=1.0, top_
     return results[0] if alone else results
 
 
-def stream(model, tokenizer, prompt, *, max_tokens=100, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, stop=(), seed=0):
+def stream(model, tokenizer, prompt, *, max_tokens=100, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0,
+           repetition_penalty=1.0, stop=(), seed=0):
     """Continues one prompt -> iterator of text pieces, which together are the text that `generate` gives with the same arguments.
 
     Never half a character, nor the beginning of what may become a stop string.

@@ -68,7 +68,8 @@ def matmul(a, b, *, ta=False, tb=False, bias=None, act=None, residual=None, out=
     n = b.shape[-2 if tb else -1]
     shape = (*lead, m, n)
     expect(b.shape == (*lead, *((n, k) if tb else (k, n))),
-           lambda: f"matmul: a {a.shape} and b {b.shape} do not fit with ta={ta}, tb={tb}: expected b {(*lead, *((n, k) if tb else (k, n)))}")
+           lambda: f"matmul: a {a.shape} and b {b.shape} do not fit with ta={ta}, tb={tb}: "
+                   f"expected b {(*lead, *((n, k) if tb else (k, n)))}")
     expect(bias is None or bias.shape == (n,), lambda: f"matmul: bias {bias.shape}, expected {(n,)}")
     expect(residual is None or residual.shape == shape, lambda: f"matmul: residual {residual.shape}, expected {shape}")
     expect(out is None or out.shape == shape, lambda: f"matmul: out {out.shape}, expected {shape}")
@@ -101,13 +102,14 @@ def _attention_args(name, q, k, v, causal, window, segments, starts, bias, scale
     """Checks -> (q, k, v), and the arguments behind out and lse."""
     expect(q.ndim == k.ndim == v.ndim == 4, lambda: f"{name}: q {q.shape}, k {k.shape}, v {v.shape}; expected (B, T, H, D) each")
     (b, tq, h, d), (tk, hkv) = q.shape, k.shape[1:3]
-    expect(k.shape == v.shape == (b, tk, hkv, d), lambda: f"{name}: k {k.shape}, v {v.shape}; expected {(b, tk, hkv, d)} both, to go with q {q.shape}")
+    expect(k.shape == v.shape == (b, tk, hkv, d),
+           lambda: f"{name}: k {k.shape}, v {v.shape}; expected {(b, tk, hkv, d)} both, to go with q {q.shape}")
     expect(d > 0 and hkv > 0 and h % hkv == 0, lambda: f"{name}: q has {h} heads of size {d}, k and v {hkv}; expected a multiple of {hkv}")
     expect(window >= 0, lambda: f"{name}: window={window}; expected 0 (all keys) or the number of keys a query sees")
     expect(max(tq, tk) < 2**31, lambda: f"{name}: {max(tq, tk)} positions; expected fewer than 2^31")
     if segments is not None:
         expect(len(segments) == 2 and segments[0].shape == (b, tq) and segments[1].shape == (b, tk),
-               lambda: f"{name}: segments {tuple(s.shape for s in segments)}; expected ({(b, tq)}, {(b, tk)}): those of the queries, of the keys")
+               lambda: f"{name}: segments {tuple(s.shape for s in segments)}; expected ({(b, tq)}, {(b, tk)}), of queries and keys")
     expect(starts is None or starts.shape == (b,), lambda: f"{name}: starts {starts.shape}; expected {(b,)}: one key index a row")
     expect(bias is None or (bias.ndim == 4 and bias.shape[0] in (1, b) and bias.shape[1] in (1, h) and bias.shape[2:] == (tq, tk)),
            lambda: f"{name}: bias {bias.shape}; expected (1 or {b}, 1 or {h}, {tq}, {tk})")
@@ -129,13 +131,16 @@ def attention(q, k, v, *, causal=True, window=0, segments=None, starts=None, bia
 def attention_vjp(dout, q, k, v, out, lse, *, causal=True, window=0, segments=None, starts=None, bias=None, scale=None, need_bias=False,
                   out_grads=None):
     qkv, args = _attention_args("attention_vjp", q, k, v, causal, window, segments, starts, bias, scale)
-    expect(dout.shape == out.shape == q.shape, lambda: f"attention_vjp: dout {dout.shape}, out {out.shape}; expected {q.shape}, the shape of q")
-    expect(lse.shape == (q.shape[0], q.shape[2], q.shape[1]), lambda: f"attention_vjp: lse {lse.shape}; expected (B, H, Tq) to go with q {q.shape}")
+    expect(dout.shape == out.shape == q.shape,
+           lambda: f"attention_vjp: dout {dout.shape}, out {out.shape}; expected {q.shape}, the shape of q")
+    expect(lse.shape == (q.shape[0], q.shape[2], q.shape[1]),
+           lambda: f"attention_vjp: lse {lse.shape}; expected (B, H, Tq) to go with q {q.shape}")
     expect(not need_bias or bias is not None, lambda: "attention_vjp: need_bias without a bias")
     grads = tuple(empty(x.shape) for x in (q, k, v)) if out_grads is None else out_grads
     for name, x, to in zip(("dq", "dk", "dv"), (q, k, v), grads):
-        expect(to.shape == x.shape and _heads(to) is to, lambda: f"attention_vjp: out_grads {name} {to.shape} with strides {to.strides}; expected "
-               f"{x.shape} with its last two axes dense")
+        expect(to.shape == x.shape and _heads(to) is to,
+               lambda: f"attention_vjp: out_grads {name} {to.shape} with strides {to.strides}; "
+                       f"expected {x.shape} with its last two axes dense")
     dbias = None
     if need_bias:
         dbias = empty(bias.shape)

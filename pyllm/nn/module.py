@@ -48,7 +48,9 @@ class Module:
         """The Module or Tensor at `path`; KeyError names what is there instead."""
         found = self
         for i, part in enumerate(path.split(".") if path else ()):
-            inside = {str(n): m for n, m in enumerate(found)} if isinstance(found, list) else vars(found) if isinstance(found, Module) else {}
+            inside = vars(found) if isinstance(found, Module) else {}
+            if isinstance(found, list):
+                inside = {str(n): item for n, item in enumerate(found)}
             if part not in inside:
                 here = ".".join(path.split(".")[:i]) or "the model"
                 raise KeyError(f"{type(self).__name__}.get: no {path!r}: {here} has {', '.join(inside) or 'nothing below'}")

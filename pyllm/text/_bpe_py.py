@@ -120,7 +120,7 @@ class Encoder:
 
 
 class WordCounter:
-    """Counts words so that they and learning from them take at most about `limit` bytes: beyond it the rarest are forgotten, down to half."""
+    """Counts words so that they and learning from them take about `limit` bytes: beyond it the rarest are forgotten, down to half."""
 
     ENTRY, BYTE = 1000, 60  # bytes that a word takes, and each of its bytes, in lists and dicts
 

@@ -38,7 +38,8 @@ def save_checkpoint(folder, step, model, tokenizer, optimizer, state, *, ema=Non
         if ema is not None:
             write(temporary / "ema.safetensors", ema.state())
         hashes = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
-        write_json(temporary / "trainer_state.json", {"format": FORMAT, "step": step, "state": state, "versions": versions(), "sha256": hashes})
+        write_json(temporary / "trainer_state.json",
+                   {"format": FORMAT, "step": step, "state": state, "versions": versions(), "sha256": hashes})
     write_atomic(folder / "last", f"{path.name}\n".encode())
     if best:
         write_atomic(folder / "best", f"{path.name}\n".encode())
@@ -99,7 +100,8 @@ def read_state(path):
     """-> what trainer_state.json holds; FormatError when it is not this format."""
     document = read_json(Path(path, "trainer_state.json"))
     kinds = {"step": int, "state": dict, "sha256": dict}
-    if not isinstance(document, dict) or document.get("format") != FORMAT or not all(isinstance(document.get(k), t) for k, t in kinds.items()):
+    right = isinstance(document, dict) and document.get("format") == FORMAT
+    if not right or not all(isinstance(document.get(k), t) for k, t in kinds.items()):
         raise FormatError(f"{path}/trainer_state.json: expected format {FORMAT!r} with step, state and sha256")
     return document
 

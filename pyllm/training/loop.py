@@ -66,7 +66,8 @@ def _steps(model, objective, batches, optimizer, steps, lr, start, accumulate, c
             where = f"train: step {step + 1}" + (f", micro-batch {micro + 1} of {accumulate}" if accumulate > 1 else "")
             batch = next(batches, None)
             if batch is None:
-                raise ValueError(f"{where}: the batches ended after {step} of {steps} steps. Hint: Loader has no end; so has itertools.cycle")
+                raise ValueError(f"{where}: the batches ended after {step} of {steps} steps. "
+                                 "Hint: Loader has no end; so has itertools.cycle")
             try:
                 loss = objective(model, batch, keys.fold("dropout", step, micro))
                 if not math.isfinite(loss.total.item()):
@@ -80,7 +81,8 @@ def _steps(model, objective, batches, optimizer, steps, lr, start, accumulate, c
                 metrics[name] = metrics.get(name, 0.0) + value
             del loss  # its tape would hold the activations through the optimizer's step
         if not count:
-            raise ValueError(f"train: step {step + 1}: every target of its {accumulate} micro-batches is ignored, there is nothing to learn from")
+            raise ValueError(f"train: step {step + 1}: every target of its {accumulate} micro-batches is ignored, "
+                             "there is nothing to learn from")
         norm = optimizer.grad_norm() / count
         if not math.isfinite(norm):
             raise FloatingPointError(f"train: step {step + 1}: the norm of the gradient is {norm}. {_HINT}")
@@ -89,7 +91,8 @@ def _steps(model, objective, batches, optimizer, steps, lr, start, accumulate, c
         optimizer.step(rate, (min(1.0, clip / norm) if clip and norm else 1.0) / count)
         optimizer.zero_grad()
         seconds = time.perf_counter() - began
-        yield Record(step + 1, total / count, rate, norm, count, seconds, count / seconds, peak_rss_mb(), {n: v / count for n, v in metrics.items()})
+        yield Record(step + 1, total / count, rate, norm, count, seconds, count / seconds, peak_rss_mb(),
+                     {n: v / count for n, v in metrics.items()})
 
 
 _HINT = "The weights are those before this step. Hint: a lower lr or a longer warm-up; PYLLM_DEBUG=2 names the operation"
@@ -97,7 +100,10 @@ _HINT = "The weights are those before this step. Hint: a lower lr or a longer wa
 
 @dataclass(frozen=True)
 class Evaluation:
-    """loss: nats a target. perplexity: e^loss. bits_per_byte: comparable between tokenizers; None where the bytes are not known. tokens: targets."""
+    """loss: nats a target. perplexity: e^loss. bits_per_byte: comparable between tokenizers, None where the bytes are not known.
+
+    tokens: targets the loss counted.
+    """
 
     loss: float
     perplexity: float

@@ -13,7 +13,8 @@ class AdamW:
 
     def __init__(self, model, *, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1):
         if not all(0 <= b < 1 for b in betas) or eps <= 0 or weight_decay < 0:
-            raise ValueError(f"AdamW: betas={betas}, eps={eps}, weight_decay={weight_decay}; expected betas in [0, 1), eps > 0, weight_decay >= 0")
+            raise ValueError(f"AdamW: betas={betas}, eps={eps}, weight_decay={weight_decay}; "
+                             "expected betas in [0, 1), eps > 0, weight_decay >= 0")
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise ValueError("AdamW: the model has no parameter with requires_grad")

@@ -30,7 +30,8 @@ def wsd(lr, steps, warmup=0, min_lr=0.0, decay=0.2):
 def _with_warmup(lr, steps, warmup, min_lr, shape, floor=None):
     """shape: share of the steps after the warm-up that are done -> share of lr - min_lr."""
     if not (steps >= 1 and 0 <= warmup <= steps and 0 <= min_lr <= lr):
-        raise ValueError(f"schedule: lr={lr}, min_lr={min_lr}, warmup={warmup}, steps={steps}; expected 0 <= min_lr <= lr, 0 <= warmup <= steps, steps >= 1")
+        raise ValueError(f"schedule: lr={lr}, min_lr={min_lr}, warmup={warmup}, steps={steps}; "
+                         "expected 0 <= min_lr <= lr, 0 <= warmup <= steps, steps >= 1")
 
     def at(step):
         if step < warmup:

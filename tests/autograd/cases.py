@@ -57,7 +57,8 @@ for shape, axis in (((3, 4), None), ((3, 4), 0), ((2, 3, 4), (0, 2)), ((2, 3), -
         if np.prod(shape):
             case("sum", f"mean-{shape}-{axis}-{keepdims}", lambda x, a=axis, k=keepdims: ops.mean(x, axis=a, keepdims=k), draw(*shape))
 
-for one, two in (((2, 3), (3, 4)), ((5, 1, 3), (5, 3, 2)), ((2, 2, 1, 7), (2, 2, 7, 1)), ((0, 3), (3, 2)), ((2, 0), (0, 3)), ((9, 17), (17, 8))):
+for one, two in (((2, 3), (3, 4)), ((5, 1, 3), (5, 3, 2)), ((2, 2, 1, 7), (2, 2, 7, 1)), ((0, 3), (3, 2)), ((2, 0), (0, 3)),
+                 ((9, 17), (17, 8))):
     case("matmul", f"{one}-{two}", ops.matmul, draw(*one), draw(*two, seed=1))
 
 # ---- shapes ----------------------------------------------------------------------------------------------------------
@@ -99,7 +100,8 @@ for shape in ((3, 5), (2, 2, 1), (0, 4), (1, 33)):
     x = draw(*shape)
     case("softmax", str(shape), ops.softmax, x)
     case("log_softmax", str(shape), ops.log_softmax, x)
-for n, c, v, smoothing, z in ((4, 3, 7, 0, 0), (1, 1, 1, 0, 0), (6, 5, 33, 0.1, 0), (5, 2, 9, 0, 0.01), (3, 4, 8, 0.2, 0.1), (0, 2, 3, 0, 0)):
+for n, c, v, smoothing, z in ((4, 3, 7, 0, 0), (1, 1, 1, 0, 0), (6, 5, 33, 0.1, 0), (5, 2, 9, 0, 0.01), (3, 4, 8, 0.2, 0.1),
+                              (0, 2, 3, 0, 0)):
     targets = (np.arange(n) * 5 % v).astype(np.int32)
     targets[1::3] = -100
     options = dict(label_smoothing=smoothing, z_loss=z)
@@ -108,8 +110,10 @@ for n, c, v, smoothing, z in ((4, 3, 7, 0, 0), (1, 1, 1, 0, 0), (6, 5, 33, 0.1, 
     case("cross_entropy", f"scaled-{label}", lambda x, t=targets, o=options: ops.cross_entropy(x, t, **o) * 0.25, draw(n, v))
     h, w, b = draw(n, c), draw(v, c, seed=1), draw(v, seed=2)
     case("linear_cross_entropy", label, lambda h, w, b, t=targets, o=options: ops.linear_cross_entropy(h, w, b, t, **o), h, w, b)
-    case("linear_cross_entropy", f"no-bias-{label}", lambda h, w, t=targets, o=options: ops.linear_cross_entropy(h, w, None, t, **o) * 3.0, h, w)
-case("linear_cross_entropy", "two-leading-axes", lambda h, w: ops.linear_cross_entropy(h, w, None, np.array([[0, 3, -1], [2, 2, 1]], np.int32)),
+    case("linear_cross_entropy", f"no-bias-{label}",
+         lambda h, w, t=targets, o=options: ops.linear_cross_entropy(h, w, None, t, **o) * 3.0, h, w)
+case("linear_cross_entropy", "two-leading-axes",
+     lambda h, w: ops.linear_cross_entropy(h, w, None, np.array([[0, 3, -1], [2, 2, 1]], np.int32)),
      draw(2, 3, 4), draw(5, 4, seed=1))
 
 # ---- attention -------------------------------------------------------------------------------------------------------

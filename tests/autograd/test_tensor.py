@@ -278,7 +278,7 @@ def test_dropout_without_rng_is_the_tensor_itself():
 def debug(level, code):
     import os
 
-    program = f"import numpy as np\nfrom pyllm.autograd import Tensor, ops\nx = Tensor(np.ones((2, 3), np.float32), requires_grad=True)\n{code}"
+    program = f"import numpy as np\nfrom pyllm.autograd import Tensor, ops\nx = Tensor(np.ones((2, 3)), requires_grad=True)\n{code}"
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, "PYLLM_DEBUG": level})
 
 

@@ -153,7 +153,8 @@ def test_states_that_do_not_fit():
     good = loader.state()
     for change, message in (({"seed": 2}, "seed is 1 here and 2 in the state"), ({"length": 5, "shuffle": False}, "length.*shuffle"),
                             ({"epoch": -1}, "epoch is -1"), ({"epoch": 1.0}, "epoch is 1.0"),
-                            ({"position": 14}, "position is 14, expected 0 to"), ({"position": None}, "position is None"), ({"extra": 1}, "expected a dict with the keys epoch, position")):
+                            ({"position": 14}, "position is 14, expected 0 to"), ({"position": None}, "position is None"),
+                            ({"extra": 1}, "expected a dict with the keys epoch, position")):
         with pytest.raises(ValueError, match=message):
             loader.load_state(good | change)
     with pytest.raises(ValueError, match="expected a dict"):

@@ -83,8 +83,8 @@ def test_more_keys_than_one_task_of_the_vjp(isa):
     check(*draw(np.random.default_rng(1), 2, 300, 1200, 2, 1, 16, bias="h"), need_bias=True)
 
 
-@pytest.mark.parametrize("options", [dict(causal=True), dict(causal=False, window=2), dict(segments=True, bias="bh"), dict(bias="b"), dict(bias="h")],
-                         ids=str)
+@pytest.mark.parametrize("options", [dict(causal=True), dict(causal=False, window=2), dict(segments=True, bias="bh"), dict(bias="b"),
+                                     dict(bias="h")], ids=str)
 def test_reference_vjp_is_the_derivative(options):
     rng = np.random.default_rng(2)
     q, k, v, dout, options = draw(rng, 2, 4, 5, 4, 2, 3, **options)
@@ -93,7 +93,8 @@ def test_reference_vjp_is_the_derivative(options):
     inputs = [q, k, v] + ([] if bias is None else [bias.astype(np.float64)])
     f = lambda q, k, v, bias=None: reference.attention(q, k, v, bias=bias, **options)
     out, lse = f(*inputs)
-    grads = reference.attention_vjp(dout, q, k, v, out, lse, bias=inputs[3] if bias is not None else None, need_bias=bias is not None, **options)
+    grads = reference.attention_vjp(dout, q, k, v, out, lse, bias=None if bias is None else inputs[3], need_bias=bias is not None,
+                                    **options)
     for i, x in enumerate(inputs):
         step = 1e-6 * rng.standard_normal(x.shape)
         ends = [f(*inputs[:i], x + sign * step, *inputs[i + 1 :])[0] for sign in (1, -1)]

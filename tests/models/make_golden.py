@@ -15,8 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 FOLDER = Path(__file__).with_name("golden")
 CASES = {
     "gpt2": dict(model_type="gpt2", vocab_size=61, n_positions=24, n_embd=20, n_layer=2, n_head=4),
-    "gpt2-untied": dict(model_type="gpt2", vocab_size=37, n_positions=16, n_embd=15, n_layer=2, n_head=3, n_inner=31, activation_function="gelu",
-                        tie_word_embeddings=False, scale_attn_by_inverse_layer_idx=True, layer_norm_epsilon=1e-3),
+    "gpt2-untied": dict(model_type="gpt2", vocab_size=37, n_positions=16, n_embd=15, n_layer=2, n_head=3, n_inner=31,
+                        activation_function="gelu", tie_word_embeddings=False, scale_attn_by_inverse_layer_idx=True,
+                        layer_norm_epsilon=1e-3),
     "llama": dict(model_type="llama", vocab_size=61, hidden_size=24, intermediate_size=36, num_hidden_layers=2, num_attention_heads=6,
                   num_key_value_heads=2, max_position_embeddings=32, rms_norm_eps=1e-5, tie_word_embeddings=False),
     "llama-tied": dict(model_type="llama", vocab_size=37, hidden_size=15, intermediate_size=29, num_hidden_layers=2, num_attention_heads=3,

@@ -7,7 +7,8 @@ from pyllm.errors import ConfigError
 from pyllm.folders import build
 from pyllm.models import FAMILIES, GPT2Config, LlamaConfig
 
-GPT2_SMALL = {"model_type": "gpt2", "activation_function": "gelu_new", "attn_pdrop": 0.1, "n_ctx": 1024, "n_inner": None, "bos_token_id": 50256}
+GPT2_SMALL = {"model_type": "gpt2", "activation_function": "gelu_new", "attn_pdrop": 0.1, "n_ctx": 1024, "n_inner": None,
+              "bos_token_id": 50256}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -14,8 +14,8 @@ from pyllm.nn import Cache
 
 SMALL = {  # one configuration of each family; a new family adds its line
     "gpt2": dict(vocab_size=31, n_positions=12, n_embd=12, n_layer=2, n_head=3, resid_pdrop=0.1, embd_pdrop=0.1),
-    "llama": dict(vocab_size=31, max_position_embeddings=12, hidden_size=12, intermediate_size=20, num_hidden_layers=2, num_attention_heads=3,
-                  num_key_value_heads=1, dropout=0.1),
+    "llama": dict(vocab_size=31, max_position_embeddings=12, hidden_size=12, intermediate_size=20, num_hidden_layers=2,
+                  num_attention_heads=3, num_key_value_heads=1, dropout=0.1),
 }
 CONTEXT = 12
 
@@ -51,10 +51,13 @@ GPT2S = st.fixed_dictionaries(dict(
     n_inner=st.sampled_from([None, 1, 7, 32]), scale_attn_weights=st.booleans(), scale_attn_by_inverse_layer_idx=st.booleans(),
     initializer_range=st.just(0.2), shape=st.sampled_from([(1, 1), (3, 1), (1, 8), (5, 5), (4, 2), (2, 17), (3, 11)])))
 LLAMAS = st.fixed_dictionaries(dict(
-    model_type=st.just("llama"), vocab_size=st.integers(1, 70), max_position_embeddings=st.just(CONTEXT), num_hidden_layers=st.integers(1, 3),
-    intermediate_size=st.sampled_from([1, 7, 24]), hidden_act=st.sampled_from(["silu", "gelu", "gelu_new"]), attention_bias=st.booleans(),
-    mlp_bias=st.booleans(), tie_word_embeddings=st.booleans(), initializer_range=st.just(0.2), rope_theta=st.sampled_from([100.0, 1e4, 5e5]),
-    hidden_size=st.sampled_from([8, 12, 24]), shape=st.sampled_from([(1, 1, None), (2, 1, 2), (2, 2, 4), (4, 2, None), (6, 3, 10), (4, 1, 2)])))
+    model_type=st.just("llama"), vocab_size=st.integers(1, 70), max_position_embeddings=st.just(CONTEXT),
+    num_hidden_layers=st.integers(1, 3), intermediate_size=st.sampled_from([1, 7, 24]),
+    hidden_act=st.sampled_from(["silu", "gelu", "gelu_new"]),
+    attention_bias=st.booleans(),
+    mlp_bias=st.booleans(), tie_word_embeddings=st.booleans(), initializer_range=st.just(0.2),
+    rope_theta=st.sampled_from([100.0, 1e4, 5e5]), hidden_size=st.sampled_from([8, 12, 24]),
+    shape=st.sampled_from([(1, 1, None), (2, 1, 2), (2, 2, 4), (4, 2, None), (6, 3, 10), (4, 1, 2)])))
 
 
 def any_model(values):
@@ -226,9 +229,9 @@ def test_the_first_loss_is_that_of_a_uniform_guess(family):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("tokens, text", [
     ([[0, -1]], r"token id -1 at \(0, 1\); expected 0..30"), ([[31, 0]], r"token id 31 at \(0, 0\)"),
-    (np.array([[2**32]], np.uint64), "token id 4294967296"), ([[2**31 + 1]], "token id 2147483649"), ([1, 2], r"shape \(2,\)"), ([[]], "not empty"),
-    (np.zeros((0, 3), int), "not empty"), ([[1.0]], "dtype float64"), ([[True]], "dtype bool"), ([[0] * 13], "position 12 is beyond the context"),
-    (["text"], "expected integers"),
+    (np.array([[2**32]], np.uint64), "token id 4294967296"), ([[2**31 + 1]], "token id 2147483649"), ([1, 2], r"shape \(2,\)"),
+    ([[]], "not empty"), (np.zeros((0, 3), int), "not empty"), ([[1.0]], "dtype float64"), ([[True]], "dtype bool"),
+    ([[0] * 13], "position 12 is beyond the context"), (["text"], "expected integers"),
 ])
 def test_bad_tokens(family, tokens, text):
     with pytest.raises(ValueError, match=text):

@@ -83,7 +83,8 @@ def run_peer(peer, batch):
 
 def own(model, kind="data"):
     """{name in the checkpoint: weight or gradient}"""
-    return {n: getattr(p, kind).T if n.endswith(model.TRANSPOSED) and p.ndim == 2 else getattr(p, kind) for n, p in model.named_parameters()}
+    arrays = {n: getattr(p, kind) for n, p in model.named_parameters()}
+    return {n: a.T if n.endswith(model.TRANSPOSED) and a.ndim == 2 else a for n, a in arrays.items()}
 
 
 def close(got, expected, tolerance, what=""):

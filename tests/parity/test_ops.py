@@ -61,7 +61,8 @@ def test_norms(compare, shape):
     import torch.nn.functional as F
 
     x, w, b = draw(*shape) * 3 + 1, draw(shape[-1], seed=1), draw(shape[-1], seed=2)
-    compare(lambda x, w, b: ops.layer_norm(x, w, b, eps=1e-2), lambda x, w, b: F.layer_norm(x, x.shape[-1:], w, b, 1e-2), x, w, b, tolerance=1e-5)
+    compare(lambda x, w, b: ops.layer_norm(x, w, b, eps=1e-2),
+            lambda x, w, b: F.layer_norm(x, x.shape[-1:], w, b, 1e-2), x, w, b, tolerance=1e-5)
     compare(lambda x, w: ops.layer_norm(x, w, eps=1e-2), lambda x, w: F.layer_norm(x, x.shape[-1:], w, None, 1e-2), x, w, tolerance=1e-5)
     compare(lambda x, w: ops.rms_norm(x, w, eps=1e-2), lambda x, w: F.rms_norm(x, x.shape[-1:], w, 1e-2), x, w, tolerance=1e-5)
 
@@ -99,8 +100,8 @@ def test_cross_entropy(compare, n, v, smoothing):
     compare(lambda x: ops.cross_entropy(x, targets, label_smoothing=smoothing, z_loss=0.01), with_z, draw(n, v, scale=2))
 
 
-@pytest.mark.parametrize("b, tq, tk, h, hkv, d", [(2, 5, 5, 4, 4, 8), (1, 1, 1, 1, 1, 1), (2, 33, 33, 6, 2, 16), (1, 70, 70, 3, 1, 64), (2, 4, 9, 2, 2, 5),
-                                                  (1, 129, 129, 1, 1, 32)])
+@pytest.mark.parametrize("b, tq, tk, h, hkv, d", [(2, 5, 5, 4, 4, 8), (1, 1, 1, 1, 1, 1), (2, 33, 33, 6, 2, 16), (1, 70, 70, 3, 1, 64),
+                                                  (2, 4, 9, 2, 2, 5), (1, 129, 129, 1, 1, 32)])
 @pytest.mark.parametrize("mask", ["open", "causal", "window", "segments", "bias"])
 def test_attention(compare, b, tq, tk, h, hkv, d, mask):
     import torch
@@ -126,7 +127,8 @@ def test_attention(compare, b, tq, tk, h, hkv, d, mask):
         return out.transpose(1, 2)
 
     biases = [draw(1, h, tq, tk, seed=3)] if mask == "bias" else []
-    compare(lambda *x: ops.attention(*x, **options), peer, draw(b, tq, h, d), draw(b, tk, hkv, d, seed=1), draw(b, tk, hkv, d, seed=2), *biases)
+    compare(lambda *x: ops.attention(*x, **options), peer,
+            draw(b, tq, h, d), draw(b, tk, hkv, d, seed=1), draw(b, tk, hkv, d, seed=2), *biases)
 
 
 @pytest.mark.parametrize("rows, c", [(5, 3), (1, 1), (300, 65)])
@@ -156,7 +158,8 @@ def test_adamw(size, decay):
             np.testing.assert_allclose(p, theirs.detach().numpy(), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("operation", ["exp", "log", "tanh", "sigmoid", "add", "subtract", "multiply", "divide", "maximum", "minimum", "matmul"])
+@pytest.mark.parametrize("operation", ["exp", "log", "tanh", "sigmoid", "add", "subtract",
+                                       "multiply", "divide", "maximum", "minimum", "matmul"])
 def test_arithmetic(compare, operation):
     import torch
 
