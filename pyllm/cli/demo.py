@@ -12,7 +12,8 @@ HELP = "a small model's whole life in a few minutes: tokenizer, training, resumi
 CONFIG = {
     "model": {"family": "gpt2", "layers": 4, "heads": 4, "width": 128, "context": 128},
     "tokenizer": {"kind": "bpe", "vocab_size": 1024},
-    "train": {"steps": 800, "batch": 12, "lr": 3e-3, "min_lr": 1e-4, "warmup": 40, "weight_decay": 0.1, "eval_every": 100, "eval_batches": 20,
+    "train": {"steps": 800, "batch": 12, "lr": 3e-3, "min_lr": 1e-4, "warmup": 40, "weight_decay": 0.1, "eval_every": 100,
+              "eval_batches": 20,
               "sample_tokens": 40, "seed": 1},
 }
 PROMPTS = ("The ", "A class ", "If the ")
@@ -77,7 +78,8 @@ def resuming(demo):
     import pyllm
 
     model, _ = pyllm.load(demo.run / "model")
-    print(f"     validation loss: {math.log(model.config.vocab_size):.2f} (guessing) -> {found[0]['valid_loss']:.2f} -> {found[-1]['valid_loss']:.2f} "
+    print(f"     validation loss: {math.log(model.config.vocab_size):.2f} (guessing) -> {found[0]['valid_loss']:.2f} -> "
+          f"{found[-1]['valid_loss']:.2f} "
           f"nats a token, {found[-1]['bits_per_byte']:.2f} bits a byte")
 
 
