@@ -1,11 +1,9 @@
-"""A training step: forward, backward, clipping, AdamW. PyTorch: the same model and batch, eager, AdamW(fused=True).
-
-FLOP of a step, the usual count: 6 for each weight that multiplies and token, 6 T C for attention's seen half, a layer and token.
-"""
+"""A training step: forward, backward, clipping, AdamW. PyTorch: the same model and batch, eager, AdamW(fused=True)."""
 import numpy as np
 
 from benchmarks.harness import Case, close, torch_or_none
 from pyllm import objectives, training
+from pyllm.cli.estimate import step_flops
 from pyllm.data import Batch
 from pyllm.models import GPT2, GPT2Config, Llama, LlamaConfig
 
@@ -16,15 +14,6 @@ MODELS = {  # name: model, B, T
     "llama_135M": (lambda: Llama(LlamaConfig(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
                                              num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True)), 1, 512),
 }
-
-
-def step_flops(model, b, t):
-    c = model.config
-    layers, width = (c.n_layer, c.n_embd) if c.model_type == "gpt2" else (c.num_hidden_layers, c.num_attention_heads * c.head_size)
-    tables = ("wpe.weight", "wte.weight", "embed_tokens.weight")
-    weights = sum(p.size for name, p in model.named_parameters() if p.ndim == 2 and not name.endswith(tables))
-    weights += model.head_weight().size if model.lm_head is None else 0
-    return 6.0 * b * t * (weights + layers * t * width)
 
 
 def cases(quick, threads):

@@ -72,18 +72,14 @@ def matmul(a, b, *, ta=False, tb=False, bias=None, act=None, residual=None, out=
                    f"expected b {(*lead, *((n, k) if tb else (k, n)))}")
     expect(bias is None or bias.shape == (n,), lambda: f"matmul: bias {bias.shape}, expected {(n,)}")
     expect(residual is None or residual.shape == shape, lambda: f"matmul: residual {residual.shape}, expected {shape}")
-    expect(out is None or out.shape == shape, lambda: f"matmul: out {out.shape}, expected {shape}")
+    expect(out is None or out.shape == shape and out.flags.c_contiguous,
+           lambda: f"matmul: out {out.shape} with strides {out.strides}, expected {shape}, C-contiguous")
     expect(act in ACTS, lambda: f"matmul: act={act!r}; expected one of {tuple(ACTS)}")
     expect(not accumulate or (bias is act is residual is None and out is not None), lambda: "matmul: accumulate goes with out alone")
-    if len(lead) > 1:
-        flat = lambda x: None if x is None else dense(x).reshape(-1, *x.shape[-2:])
-        c = out if out is not None else empty(shape)
-        z = empty(shape) if act else None
-        _C.matmul(flat(a), flat(b), c.reshape(-1, m, n), ta, tb, dense(bias), ACTS[act], flat(z), flat(residual), accumulate)
-    else:
-        c = out if out is not None else empty(shape)
-        z = empty(shape) if act else None
-        _C.matmul(a, b, c, ta, tb, dense(bias), ACTS[act], z, dense(residual), accumulate)
+    c = out if out is not None else empty(shape)
+    z = empty(shape) if act else None
+    flat = (lambda x: None if x is None else x.reshape(-1, *x.shape[-2:])) if len(lead) > 1 else (lambda x: x)
+    _C.matmul(flat(a), flat(b), flat(c), ta, tb, dense(bias), ACTS[act], flat(z), flat(dense(residual)), accumulate)
     return c if act is None else (c, z)
 
 
