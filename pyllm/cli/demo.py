@@ -13,8 +13,7 @@ CONFIG = {
     "model": {"family": "gpt2", "layers": 4, "heads": 4, "width": 128, "context": 128},
     "tokenizer": {"kind": "bpe", "vocab_size": 1024},
     "train": {"steps": 800, "batch": 12, "lr": 3e-3, "min_lr": 1e-4, "warmup": 40, "weight_decay": 0.1, "eval_every": 100,
-              "eval_batches": 20,
-              "sample_tokens": 40, "seed": 1},
+              "eval_batches": 20, "sample_tokens": 40, "seed": 1},
 }
 PROMPTS = ("The ", "A class ", "If the ")
 
@@ -79,8 +78,7 @@ def resuming(demo):
 
     model, _ = pyllm.load(demo.run / "model")
     print(f"     validation loss: {math.log(model.config.vocab_size):.2f} (guessing) -> {found[0]['valid_loss']:.2f} -> "
-          f"{found[-1]['valid_loss']:.2f} "
-          f"nats a token, {found[-1]['bits_per_byte']:.2f} bits a byte")
+          f"{found[-1]['valid_loss']:.2f} nats a token, {found[-1]['bits_per_byte']:.2f} bits a byte")
 
 
 def generation(demo):

@@ -54,8 +54,7 @@ LLAMAS = st.fixed_dictionaries(dict(
     model_type=st.just("llama"), vocab_size=st.integers(1, 70), max_position_embeddings=st.just(CONTEXT),
     num_hidden_layers=st.integers(1, 3), intermediate_size=st.sampled_from([1, 7, 24]),
     hidden_act=st.sampled_from(["silu", "gelu", "gelu_new"]),
-    attention_bias=st.booleans(),
-    mlp_bias=st.booleans(), tie_word_embeddings=st.booleans(), initializer_range=st.just(0.2),
+    attention_bias=st.booleans(), mlp_bias=st.booleans(), tie_word_embeddings=st.booleans(), initializer_range=st.just(0.2),
     rope_theta=st.sampled_from([100.0, 1e4, 5e5]), hidden_size=st.sampled_from([8, 12, 24]),
     shape=st.sampled_from([(1, 1, None), (2, 1, 2), (2, 2, 4), (4, 2, None), (6, 3, 10), (4, 1, 2)])))
 
