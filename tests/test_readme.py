@@ -15,8 +15,8 @@ def test_the_python_example_runs(tmp_path):
     (tmp_path / "corpus.txt").write_text("the quick brown fox jumps over the lazy dog. " * 200)
     short = code.replace("steps=500", "steps=3").replace("% 100", "% 1")
     assert short != code
-    done = subprocess.run([sys.executable, "-c", short], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-                          timeout=120)
+    done = subprocess.run([sys.executable, "-c", short], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+                          capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) >= 4 and (tmp_path / "my-model/model.safetensors").is_file()
 
@@ -24,7 +24,7 @@ def test_the_python_example_runs(tmp_path):
 def test_the_tree_names_every_file():
     tree = re.findall(r"```\n(pyproject.*?)```", README, re.S)[0]
     files = [p.name for folder in ("csrc", "pyllm", "benchmarks") for p in (ROOT / folder).rglob("*")
-             if p.suffix in (".py", ".pyx", ".h", ".cpp") and p.name != "__init__.py" and not (p.name == "__main__.py" and folder == "benchmarks")]
+             if p.suffix in (".py", ".pyx", ".h", ".cpp") and p.name != "__init__.py" and p != ROOT / "benchmarks/__main__.py"]
     words = set(re.findall(r"[\w.]+", tree))
     assert not [f for f in files if f not in words], "not in README's tree"
     named = {w for w in words if re.fullmatch(r"\w+\.(py|pyx|h|cpp)", w)}
