@@ -3,6 +3,7 @@
 STAGES run in order and share one Demo; a later stage of a model's life is one more function in the list.
 """
 import math
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -99,4 +100,6 @@ def _pretrain(demo, resume=False, until=None):
     from pyllm.cli.pretrain import pretrain
 
     train = {**CONFIG["train"], "steps": demo.steps, "eval_every": max(1, demo.steps // 4), "warmup": min(40, demo.steps // 4)}
-    pretrain(resolve(({**CONFIG, "data": {"path": str(demo.corpus)}, "train": train}, "demo")), demo.run, resume, until)
+    code = pretrain(resolve(({**CONFIG, "data": {"path": str(demo.corpus)}, "train": train}, "demo")), demo.run, resume, until)
+    if code:  # Ctrl-C ends the demo, not only its stage
+        sys.exit(code)

@@ -1,8 +1,15 @@
 """pyllm demo in a reduced form: every stage runs, the run folder is left where asked for."""
 import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 from pyllm.cli import main
 from pyllm.training import read_log
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_demo(tmp_path, capsys):
@@ -17,3 +24,17 @@ def test_demo(tmp_path, capsys):
 
 def test_demo_needs_a_middle(capsys):
     assert main(["demo", "--steps", "1"]) == 3 and "--steps 1" in capsys.readouterr().err
+
+
+def test_an_interrupt_ends_the_demo(tmp_path):
+    """With the exit code of Ctrl-C, and not with the next stage."""
+    command = [sys.executable, "-c", "import sys; from pyllm.cli import main; sys.exit(main())", "demo", "--steps", "2000", "--out", "d"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+        for line in run.stdout:
+            if "loss" in line:
+                run.send_signal(signal.SIGINT)
+                break
+        rest = run.stdout.read()
+        assert run.wait(60) == 130, rest
+    assert "resumed" not in rest and list((tmp_path / "d/run/checkpoints").iterdir())
