@@ -1,4 +1,5 @@
 """GPT-2: learned positions, pre-norm blocks, gelu (Radford et al. 2019)."""
+import warnings
 from dataclasses import dataclass, field
 
 from pyllm.autograd import Rng, checkpoint, ops
@@ -98,7 +99,10 @@ class Body(Module):
 
 
 class GPT2(CausalLM):
-    """tokens:(B, T) -> logits (B, T, V). checkpointing: keep no activations inside a block, compute them twice."""
+    """tokens:(B, T) -> logits (B, T, V). checkpointing: keep no activations inside a block, compute them twice.
+
+    Dropout acts on the embeddings and the residual branches; attn_pdrop, on attention weights, is not applied and training says so.
+    """
 
     TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")  # (in, out) in the checkpoint
     IGNORED = (r"h\.\d+\.attn\.(masked_)?bias$",)  # buffers of old checkpoints
@@ -115,6 +119,8 @@ class GPT2(CausalLM):
     def hidden(self, tokens, segments=None, cache=None, rng: Rng | None = None):
         tokens, segments = self.check(tokens, segments, cache)
         body, c = self.transformer, self.config
+        if rng is not None and c.attn_pdrop:
+            warnings.warn(f"gpt2: attn_pdrop={c.attn_pdrop} is not applied: dropout acts on embeddings and residual branches", stacklevel=3)
         x = body.wte(tokens) + body.wpe(positions(tokens, segments, cache, limit=c.n_positions))
         x = ops.dropout(x, c.embd_pdrop, rng and rng.fold(c.n_layer))
         for i, block in enumerate(body.h):

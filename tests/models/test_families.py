@@ -270,3 +270,11 @@ def test_any_whole_numbers_will_do(family, dtype):
 def test_every_family_is_tested():
     assert SMALL.keys() == FAMILIES.keys()
     assert all(issubclass(model, CausalLM) for _, model in FAMILIES.values())
+
+
+def test_attention_dropout_is_not_ignored_in_silence():
+    model = build({"model_type": "gpt2", **SMALL["gpt2"], "attn_pdrop": 0.1}, seed=0)
+    tokens = np.zeros((1, 4), np.int32)
+    model(tokens)  # inference: nothing to say
+    with pytest.warns(UserWarning, match="attn_pdrop=0.1 is not applied"):
+        model(tokens, rng=Rng(0))
