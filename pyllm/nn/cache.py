@@ -14,29 +14,51 @@ class Cache:
         self.lengths = np.zeros(rows, np.int64)
         self.capacity = capacity
         self.layers = {}
+        self.shared = False  # a part of another one
 
     def append(self, layer, k, v):
         """k, v:(B, T, Hkv, D) -> all keys and values so far, (B, capacity, Hkv, D) each."""
         b, t, h, d = k.shape
-        if layer not in self.layers:
-            self.layers[layer] = np.zeros((2, b, self.capacity, h, d), np.float32)
-        store = self.layers[layer]
+        store = self.layers.get(layer)
         needed = int(self.lengths.max()) + t
-        if needed > store.shape[2]:
-            self.capacity = max(needed, 2 * store.shape[2])
-            grown = np.zeros((2, b, self.capacity, h, d), np.float32)
-            grown[:, :, : store.shape[2]] = store
-            store = self.layers[layer] = grown
-        for row, start in enumerate(self.lengths):
-            store[0, row, start : start + t] = k[row]
-            store[1, row, start : start + t] = v[row]
+        if store is None or needed > store.shape[2]:
+            store = self.layers[layer] = self._grown(store, (2, b, needed, h, d))
+        if b == 1:
+            at = self.lengths[0]
+            store[0, 0, at : at + t], store[1, 0, at : at + t] = k[0], v[0]
+        else:
+            at = np.arange(b)[:, None], self.lengths[:, None] + np.arange(t)
+            store[0][at], store[1][at] = k, v
         return store[0], store[1]
+
+    def _grown(self, store, needed):
+        """-> room for twice what there was, or for the shape `needed`; the system gives memory to what is written only."""
+        if self.shared:
+            raise ValueError(f"Cache.append: {needed[2]} tokens in a part with room for {self.capacity}. Hint: a larger capacity")
+        held = 0 if store is None else store.shape[2]
+        self.capacity = max(needed[2], 2 * held, self.capacity)
+        grown = np.zeros((*needed[:2], self.capacity, *needed[3:]), np.float32)
+        if held:
+            grown[:, :, :held] = store
+        return grown
 
     def advance(self, counts):
         """counts:(B,) tokens of the last call that were real."""
         self.lengths += counts
 
-    def keep(self, rows):
-        """Drops all but `rows` (indices into the rows there are)."""
-        self.lengths = self.lengths[rows]
-        self.layers = {layer: store[:, rows] for layer, store in self.layers.items()}
+    def part(self, start, stop):
+        """-> a Cache of rows start..stop-1 that writes into this one. Its layers are those there are, at the capacity there is."""
+        part = Cache(0, self.capacity)
+        part.lengths, part.shared = self.lengths[start:stop], True
+        part.layers = {layer: store[:, start:stop] for layer, store in self.layers.items()}
+        return part
+
+    def remove(self, row):
+        """Drops a row; the last one takes its place."""
+        last = len(self.lengths) - 1
+        length = self.lengths[row] = self.lengths[last]
+        self.lengths = self.lengths[:last]
+        for layer, store in self.layers.items():
+            if row != last:
+                store[:, row, :length] = store[:, last, :length]
+            self.layers[layer] = store[:, :last]

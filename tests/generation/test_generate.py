@@ -73,6 +73,27 @@ def test_seed_decides(model):
     assert once == again != other
 
 
+def test_the_cache_grows(model):
+    decoder, ids = Decoder(model, [[5, 9, 2]], seeds=[1], capacity=0), []
+    assert decoder.cache.capacity == 3
+    for _ in range(20):
+        ids += decoder.step().tolist()
+        decoder.advance(np.ones(1, bool))
+    assert ids == generate(model, None, [5, 9, 2], max_tokens=20, seed=1).ids and decoder.history == [[5, 9, 2, *ids]]
+
+
+@pytest.mark.parametrize("prompt", [[5, 9, 2], list(range(48)), list(range(100))], ids=len)
+def test_sliding_goes_on_from_the_last_half_of_the_context(model, prompt):
+    window, ids = prompt if len(prompt) <= 48 else prompt[-24:], []
+    for _ in range(80):
+        with pyllm.no_grad():
+            ids.append(int(model(np.array([window])).data[0, -1].argmax()))
+        window = [*window, ids[-1]]
+        window = window if len(window) <= 48 else window[-24:]
+    together = generate(model, None, [[7] * 20, prompt, [1]], max_tokens=80, temperature=0, slide=True)
+    assert together[1].ids == ids and together[1].finish_reason == "length"
+
+
 def test_full_context_ends_a_row(model):
     result = generate(model, None, [1] * 40, max_tokens=100)
     assert len(result.ids) == 48 - 40 + 1 and result.finish_reason == "length"
@@ -86,29 +107,33 @@ def test_no_tokens_wanted(model):
     assert list(stream(model, BPE, "cat", max_tokens=0)) == []
 
 
-def test_end_token_stops_a_row_and_is_not_text(model):
+def test_end_token_stops_a_row_and_is_not_text(model, monkeypatch):
     ends = generate(model, BPE, PROMPTS[0], max_tokens=30, seed=1).ids[4]
-    config = {**model.config.extra}
-    model.config.extra["eos_token_id"] = [299, ends]
-    try:
-        result = generate(model, BPE, PROMPTS[0], max_tokens=30, seed=1)
-    finally:
-        model.config.extra.clear()
-        model.config.extra.update(config)
+    monkeypatch.setitem(model.config.extra, "eos_token_id", [299, ends])
+    result = generate(model, BPE, PROMPTS[0], max_tokens=30, seed=1)
     assert result.finish_reason == "stop" and result.ids[-1] == ends and ends not in result.ids[:-1]
-    assert result.text == BPE.decode(result.ids[:-1])
+    assert result.text == "".join(map(BPE.stream().push, result.ids[:-1]))
 
 
-@settings(max_examples=25)
+def test_rows_leave_one_by_one(model, monkeypatch):
+    monkeypatch.setitem(model.config.extra, "eos_token_id", list(range(0, 300, 12)))
+    prompts, options = PROMPTS * 3, dict(max_tokens=20, seed=5, repetition_penalty=1.2, logprobs=True)
+    together = generate(model, None, prompts, **options)
+    assert len({len(result.ids) for result in together}) > 4
+    options.pop("seed")
+    assert together == [generate(model, None, prompt, seed=5 + i, **options) for i, prompt in enumerate(prompts)]
+
+
+@settings(max_examples=12)
 @given(st.integers(0, 10_000), st.integers(1, 3))
 def test_streaming_gives_the_same_text(seed, length):
     model = MODELS["gpt2"]
-    free = generate(model, BPE, "the cat", max_tokens=30, seed=seed)
+    free = generate(model, BPE, "the cat", max_tokens=16, seed=seed)
     middle = len(free.text) // 2
     stop = free.text[middle : middle + length]
     for stops in ((), [stop] if stop else (), [stop, "zzz"] if stop else ()):
-        whole = generate(model, BPE, "the cat", max_tokens=30, seed=seed, stop=stops)
-        pieces = list(stream(model, BPE, "the cat", max_tokens=30, seed=seed, stop=stops))
+        whole = generate(model, BPE, "the cat", max_tokens=16, seed=seed, stop=stops)
+        pieces = list(stream(model, BPE, "the cat", max_tokens=16, seed=seed, stop=stops))
         assert "".join(pieces) == whole.text and all(pieces)
         assert not any(s in whole.text for s in stops)
         if stops:
@@ -124,7 +149,31 @@ def test_streaming_never_gives_half_a_character():
         text.push(id)
         pieces.append(text.ready())
     assert [p for p in pieces if p] == list("東京🙂") and len(pieces) == 10
+    text.push(ids[0])
+    assert text.ready() == text.rest() == "" and text.text == "東京🙂"
     assert "".join(stream(model, tokenizer, "a", max_tokens=20)) == generate(model, tokenizer, "a", max_tokens=20).text
+
+
+def test_streaming_says_at_once_what_is_wrong_and_leaves_recording_on():
+    with pytest.raises(ValueError, match="top_k=-1"):
+        stream(MODELS["gpt2"], BPE, "x", top_k=-1)
+    for _ in stream(MODELS["gpt2"], BPE, "the cat", max_tokens=5, seed=1):
+        assert pyllm.autograd.tensor.recording()
+
+
+@pytest.mark.parametrize("prompts", [(5, 9, 2), np.array([5, 9, 2]), np.uint16([5, 9, 2])], ids=["tuple", "int64", "uint16"])
+def test_rows_of_ids_may_be_any_sequence(prompts):
+    want = generate(MODELS["gpt2"], None, [5, 9, 2], max_tokens=4)
+    assert generate(MODELS["gpt2"], None, prompts, max_tokens=4) == want
+    assert generate(MODELS["gpt2"], None, np.array([prompts]), max_tokens=4) == [want]
+    assert want.text == "" and want.logprobs is None
+
+
+def test_broken_weights_are_named():
+    model = GPT2(GPT2Config(vocab_size=10, n_positions=8, n_embd=8, n_layer=1, n_head=1)).initialize(0)
+    model.get("transformer.ln_f.weight").data[3] = np.nan
+    with pytest.raises(FloatingPointError, match="NaN or infinity for prompt . after 0 tokens"):
+        generate(model, None, [[1], [2, 3]])
 
 
 def test_penalty_counts_the_row_and_never_padding():
@@ -132,7 +181,7 @@ def test_penalty_counts_the_row_and_never_padding():
     seen = np.array([[True, False, False, False, False], [False] * 5])
     assert Sampling(temperature=0, repetition_penalty=2.0).choose(logits, seen, None).tolist() == [1, 0]
     decoder = Decoder(MODELS["gpt2"], [[5, 9], [7] * 10], Sampling(repetition_penalty=1.5))
-    assert sorted(np.flatnonzero(decoder.seen[0])) == [5, 9] and np.flatnonzero(decoder.seen[1]).tolist() == [7]
+    assert {row: np.flatnonzero(seen).tolist() for row, seen in zip(decoder.rows.tolist(), decoder.seen)} == {0: [5, 9], 1: [7]}
 
 
 @pytest.mark.parametrize("options,kept", [({}, 6), ({"top_k": 3}, 3), ({"top_p": 0.75}, 3), ({"min_p": 0.3}, 3)])
@@ -154,7 +203,11 @@ def test_draws_follow_the_distribution(options, kept):
     (lambda m: generate(m, None, [300]), "token id 300"),
     (lambda m: generate(m, None, [1], temperature=-1), "temperature=-1"),
     (lambda m: generate(m, None, [1], temperature=float("inf")), "temperature=inf"),
-    (lambda m: generate(m, None, [1], top_p=1.5), "top_p=1.5"),
+    (lambda m: generate(m, None, [1], top_p=1.5, top_k=0.5), "top_k=0.5.*top_p=1.5"),
+    (lambda m: generate(m, None, [1], temperature="1"), "temperature='1'"),
+    (lambda m: generate(m, None, [1], min_p=float("nan")), "min_p=nan"),
+    (lambda m: generate(m, None, [1], repetition_penalty=0), "repetition_penalty=0"),
+    (lambda m: generate(m, None, [1], seed=1.5), "seed=1.5"),
     (lambda m: generate(m, None, [1], max_tokens=-1), "max_tokens=-1"),
     (lambda m: generate(m, BPE, "x", stop=[""]), "empty string"),
     (lambda m: generate(m, None, [1], stop="a"), "stop strings without a tokenizer"),
@@ -174,3 +227,15 @@ def test_tokenizer_of_another_model_is_named():
     small = GPT2(GPT2Config(vocab_size=10, n_positions=8, n_embd=8, n_layer=1, n_head=1)).initialize(0)
     with pytest.raises(ValueError, match=f"{BPE.vocab_size} tokens, the model 10"):
         generate(small, BPE, "cat")
+
+
+@pytest.mark.parametrize("prompts", [[[1.5]], [b"text"], [[[1]]], [{1: 2}]], ids=repr)
+def test_prompts_of_another_kind_are_named(prompts):
+    with pytest.raises(TypeError, match="prompt 0 is a .*expected a str or one row of token ids"):
+        generate(MODELS["gpt2"], None, prompts)
+
+
+def test_ids_beyond_the_tokenizer_are_never_drawn():
+    tokenizer = ByteLevelBPE.train([TEXT], 257)
+    for result in generate(MODELS["gpt2"], tokenizer, ["the cat", "dog"], max_tokens=40, temperature=5.0, repetition_penalty=0.5):
+        assert max(result.ids) < 257

@@ -72,12 +72,34 @@ def test_cache_holds_what_each_row_was_given(data, rows, capacity):
             np.testing.assert_array_equal(values[row, : len(held)], -held)
 
 
-def test_cache_keeps_rows():
+def filled():
+    """A Cache of three rows that hold 1, 2 and 2 tokens: the row's number."""
     cache = Cache(3)
     k = np.arange(3, dtype=np.float32)[:, None, None, None] * np.ones((1, 2, 1, 1), np.float32)
-    cache.append(0, k, k)
+    cache.append(0, k, -k)
     cache.advance(np.array([1, 2, 2]))
-    cache.keep(np.array([2, 0]))
-    assert cache.lengths.tolist() == [2, 1]
-    keys, _ = cache.append(0, k[:2] + 7, k[:2])
-    assert keys[0, :3, 0, 0].tolist() == [2, 2, 7] and keys[1, :2, 0, 0].tolist() == [0, 8]
+    return cache, k
+
+
+def test_the_last_row_of_a_cache_takes_the_place_of_one_that_leaves():
+    cache, k = filled()
+    cache.remove(0)
+    assert cache.lengths.tolist() == [2, 2]
+    keys, values = cache.append(0, k[:2] + 7, k[:2])
+    assert keys[0, :3, 0, 0].tolist() == [2, 2, 7] and keys[1, :3, 0, 0].tolist() == [1, 1, 8]
+    assert values[0, :3, 0, 0].tolist() == [-2, -2, 0]
+    cache.remove(1)
+    cache.remove(0)
+    assert cache.lengths.tolist() == [] and cache.layers[0].shape[1] == 0
+
+
+def test_a_part_of_a_cache_writes_into_it():
+    cache, k = filled()
+    part = cache.part(1, 3)
+    part.append(0, k[1:] + 7, k[1:])
+    part.advance(np.array([2, 0]))
+    assert cache.lengths.tolist() == [1, 4, 2]
+    keys, _ = cache.append(0, k[:, :1] + 20, k[:, :1])
+    assert keys[1, :5, 0, 0].tolist() == [1, 1, 8, 8, 21] and keys[2, :3, 0, 0].tolist() == [2, 2, 22]
+    with pytest.raises(ValueError, match="part with room for 64"):
+        part.append(0, np.zeros((2, 80, 1, 1), np.float32), np.zeros((2, 80, 1, 1), np.float32))
