@@ -1,10 +1,11 @@
 """The command `pyllm`: one file a verb, imported when it is called, so that --help is instant.
 
-A verb's file has HELP (one line), add_arguments(parser) and run(args) -> exit code. Exit codes: 0 done, 1 a fault of ours, 2 wrong usage,
-3 bad data or configuration, 4 a bad model, 130 interrupted.
+A verb's file has add_arguments(parser) and run(args) -> exit code. Exit codes: 0 done, 1 a fault of ours, 2 wrong usage, 3 bad data or
+configuration, a missing file or a full disk, 4 a bad model or tokenizer file, 130 interrupted, 141 nobody reads the output any more.
 """
 import argparse
 import sys
+import warnings
 
 VERBS = {  # name: one line; the module of that name in this folder does it
     "demo": "a small model's whole life in a few minutes: tokenizer, training, resuming, generated text",
@@ -19,24 +20,36 @@ VERBS = {  # name: one line; the module of that name in this folder does it
 def main(argv=None):
     """argv: without the program's name -> exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    called = next((a for a in argv if not a.startswith("-")), None)
+    name = f"pyllm {called}" if called in VERBS else "pyllm"
     try:
-        return _run(argv)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"{name}: warning: {message}", file=sys.stderr)
+            code = _run(argv, called)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print("pyllm: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        import os
+    except Exception as error:
+        if isinstance(error, OSError):
+            _drop_output()
+        if isinstance(error, BrokenPipeError):  # the reader, such as head, has seen enough
+            return 141
+        code = _code(error)
+        if code is None or _debugging():
+            raise
+        print(f"{name}: {_words(error)}", file=sys.stderr)
+        return code
 
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
+def _run(argv, called):
+    from pyllm import __version__
 
-def _run(argv):
     parser = argparse.ArgumentParser(prog="pyllm", description="The whole life of a language model on any CPU.",
                                      epilog="pyllm VERB --help tells a verb's options.")
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action="version", version=f"pyllm {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    called = next((a for a in argv if not a.startswith("-")), None)
     module = None
     for name, line in VERBS.items():
         verb = verbs.add_parser(name, help=line, description=line[0].upper() + line[1:] + ".")
@@ -49,30 +62,39 @@ def _run(argv):
         args = parser.parse_args(argv)
     except SystemExit as stop:
         return stop.code or 0
-    from pyllm import env
-
-    if env.debug():
-        return module.run(args)
-    try:
-        return module.run(args)
-    except Exception as error:
-        code = _code(error)
-        if code is None:
-            raise
-        print(f"pyllm {called}: {error}", file=sys.stderr)
-        return code
+    return module.run(args)
 
 
 def _code(error):
     """-> the exit code of an error that is the caller's to mend, None for a fault of ours."""
-    from pyllm.errors import ConfigError, FormatError
+    from pyllm.errors import FormatError
 
     if isinstance(error, FormatError):
-        return 4 if "safetensors" in str(error) or str(error).startswith("load:") else 3
-    return 3 if isinstance(error, (ConfigError, OSError, ValueError, FloatingPointError, MemoryError)) else None
+        return 4
+    ours = type(error) is not ImportError  # a variable that asks for what is not there; a missing module is a subclass
+    return None if ours and not isinstance(error, (OSError, ValueError, FloatingPointError, MemoryError)) else 3
 
 
-def _version():
-    from pyllm import __version__
+def _words(error):
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f": {error.filename}" if error.filename else "")
+    return str(error) or type(error).__name__
 
-    return f"pyllm {__version__}"
+
+def _debugging():
+    from pyllm import env
+
+    try:
+        return env.debug() > 0
+    except ImportError:  # the variable itself is wrong
+        return False
+
+
+def _drop_output():
+    """What waits for standard output and cannot be written is dropped, so that the interpreter does not fail over it at its end."""
+    import os
+
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

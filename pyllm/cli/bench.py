@@ -1,7 +1,5 @@
 """pyllm bench: this machine's limits, how near the kernels come, and what a training run would take."""
 
-HELP = "measure this machine: its limits, the kernels' share of them, hours for a training run"
-
 
 def add_arguments(parser):
     parser.add_argument("--parameters", default="10M", metavar="N", help="model size for the estimate, such as 10M or 0.1B (default 10M)")

@@ -9,7 +9,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-HELP = "a small model's whole life in a few minutes: tokenizer, training, resuming, generated text"
 CONFIG = {
     "model": {"family": "gpt2", "layers": 4, "heads": 4, "width": 128, "context": 128},
     "tokenizer": {"kind": "bpe", "vocab_size": 1024},

@@ -1,7 +1,6 @@
 """pyllm info: what runs here, and what a model folder holds."""
 import sys
 
-HELP = "what runs here: version, kernels, threads; or what a model folder holds"
 EXTRAS = {"cli": ("tqdm",), "plot": ("matplotlib",), "test": ("pytest", "hypothesis", "safetensors")}
 
 
@@ -34,13 +33,17 @@ def machine_facts():
     from pyllm import env
     from pyllm import kernels as K
 
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    limit = env.threads()
+    cpus = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    limit, compiled = env.threads(), K.available() != ["reference"]
+    why = [f"{cpus} CPUs for this process", *([f"PYLLM_THREADS={limit}"] if limit else [])]
+    if not compiled:
+        why = ["the NumPy reference"]
+    elif K.num_threads() < min(cpus, limit or cpus):
+        why.append(f"a cgroup quota of {K.num_threads()}")
     return {
         "version": pyllm.__version__, "python": platform.python_version(), "numpy": numpy.__version__, "platform": platform.platform(),
-        "compiled": K.available() != ["reference"], "isa": K.active(), "isa_available": K.available(), "isa_forced": env.isa(),
-        "threads": K.num_threads(), "threads_why": f"{cpus} CPUs of this process" + (f", PYLLM_THREADS={limit}" if limit else "") +
-        (", a cgroup quota" if K.num_threads() < min(cpus, limit or cpus) else ""),
+        "compiled": compiled, "isa": K.active(), "isa_available": K.available(), "isa_forced": env.isa(),
+        "threads": K.num_threads(), "threads_why": ", ".join(why),
         "extras": [name for name, modules in EXTRAS.items() if all(find_spec(m) for m in modules)],
         "debug": env.debug(), "folder": os.path.dirname(os.path.abspath(pyllm.__file__)), "executable": sys.executable,
     }

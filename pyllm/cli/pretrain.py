@@ -10,8 +10,6 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-HELP = "train a language model from scratch on text"
-
 
 def add_arguments(parser):
     from pyllm.cli.config import PRESETS, add_flags

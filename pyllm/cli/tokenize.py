@@ -1,7 +1,6 @@
 """pyllm tokenize: train a tokenizer, encode, decode, look at the tokens."""
 import sys
 
-HELP = "train a tokenizer; turn text into tokens and back"
 COLOURS = (44, 42, 45, 46, 41, 43)
 
 
@@ -10,11 +9,10 @@ def add_arguments(parser):
     train = actions.add_parser("train", help="make a tokenizer from text")
     train.add_argument("--data", required=True, metavar="PATH", help="a .txt or .jsonl file, or a folder of them")
     train.add_argument("--vocab-size", "--vocab_size", type=int, default=8192, metavar="N",
-                       help="tokens at most, special ones included (bpe)")
-    train.add_argument("--kind", choices=("bpe", "char"), default="bpe", help="byte-level BPE, or characters as tokens")
+                       help="tokens at most, special ones included (bpe; default %(default)s)")
+    train.add_argument("--kind", choices=("bpe", "chars"), default="bpe", help="byte-level BPE (default), or characters as tokens")
     train.add_argument("--out", required=True, metavar="DIR", help="folder for tokenizer.json")
-    for name, line in (("encode", "text on standard input or --text -> ids"), ("decode", "ids on standard input or --text -> text"),
-                       ("show", "each token apart, with counts")):
+    for name, line in (("encode", "text -> ids"), ("decode", "ids -> the exact text"), ("show", "each token apart, with counts")):
         action = actions.add_parser(name, help=line)
         action.add_argument("--tokenizer", required=True, metavar="DIR", help="a folder with tokenizer.json, or that file")
         action.add_argument("--text", metavar="TEXT", help="instead of standard input")
@@ -27,39 +25,51 @@ def run(args):
 
     tokenizer = read_tokenizer(args.tokenizer)
     text = sys.stdin.read() if args.text is None else args.text
-    if args.action == "encode":
-        print(" ".join(map(str, tokenizer.encode(text))))
-    elif args.action == "decode":
-        try:
-            ids = [int(word) for word in text.replace(",", " ").split()]
-        except ValueError as error:
-            raise ValueError(f"decode: expected whole numbers between blanks or commas: {error}") from None
-        print(tokenizer.decode(ids))
-    else:
-        show(tokenizer, text)
-    return 0
+    return {"encode": encode, "decode": decode, "show": show}[args.action](tokenizer, text)
 
 
 def train(args):
     """Makes the tokenizer and says what it does to the text it was made from."""
     from pyllm.data.corpus import read_documents
+    from pyllm.errors import ConfigError, FormatError
     from pyllm.text import ByteLevelBPE, CharTokenizer
 
-    documents = read_documents(args.data)
-    tokenizer = ByteLevelBPE.train(documents, args.vocab_size) if args.kind == "bpe" else CharTokenizer.train(documents)
+    try:
+        documents = read_documents(args.data)
+        tokenizer = ByteLevelBPE.train(documents, args.vocab_size) if args.kind == "bpe" else CharTokenizer.train(documents)
+        sample = next(iter(read_documents(args.data)))[:100_000]
+    except FormatError as error:  # of the data, not of a model
+        raise ConfigError(str(error)) from None
     tokenizer.save(args.out)
-    sample = next(iter(read_documents(args.data)))[:100_000]
     print(f"{args.out}: {tokenizer.vocab_size} tokens; {len(sample) / max(1, len(tokenizer.encode(sample))):.2f} characters a token "
           "on the beginning of the text")
     return 0
 
 
+def encode(tokenizer, text):
+    """Prints the ids of a text, blanks between them."""
+    print(" ".join(map(str, tokenizer.encode(text))))
+    return 0
+
+
+def decode(tokenizer, text):
+    """Writes the bytes of ids, no line end added."""
+    try:
+        ids = [int(word) for word in text.replace(",", " ").split()]
+    except ValueError as error:
+        raise ValueError(f"decode: expected whole numbers between blanks or commas: {error}") from None
+    sys.stdout.buffer.write(tokenizer.decode_bytes(ids))
+    return 0
+
+
 def show(tokenizer, text):
-    """Tokens in colours on a terminal, between bars otherwise, and counts."""
+    """Prints the tokens in colours on a terminal, between bars otherwise, and counts."""
     ids = tokenizer.encode(text)
-    pieces = [tokenizer.token_bytes(i).decode("utf-8", "replace") for i in ids]
+    pieces = [tokenizer.token_bytes(i).decode("utf-8", "backslashreplace") for i in ids]
     if sys.stdout.isatty():
         print("".join(f"\x1b[{COLOURS[i % len(COLOURS)]};97m{piece}\x1b[0m" for i, piece in enumerate(pieces)))
     else:
         print("|".join(piece.replace("\n", "\\n") for piece in pieces))
-    print(f"{len(ids)} tokens, {len(text)} characters, {len(text) / max(1, len(ids)):.2f} characters a token")
+    print(f"{len(ids)} tokens, {len(set(ids))} of them different, {len(text)} characters, "
+          f"{len(text) / max(1, len(ids)):.2f} characters a token")
+    return 0

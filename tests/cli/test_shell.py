@@ -1,6 +1,7 @@
 """The command line's shell and its small verbs, as a person would call them."""
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -27,10 +28,24 @@ def python(*args, **options):
     return subprocess.run([sys.executable, *args], capture_output=True, text=True, timeout=60, **options)
 
 
+def environment(**variables):
+    return {"env": {**os.environ, **variables}}
+
+
 def test_help_is_instant_and_loads_no_numpy():
     done = python("-c", "import sys; from pyllm.cli import main; code = main(['--help']); print('numpy' in sys.modules); sys.exit(code)")
     assert done.returncode == 0 and done.stdout.endswith("False\n")
     assert all(f"\n    {verb} " in done.stdout for verb in VERBS)
+    code = """
+import resource, subprocess, sys
+def spent(*command):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+print(min(spent("-m", "pyllm", "--help") for _ in range(5)))
+"""
+    assert float(python("-c", code).stdout) <= 0.15  # seconds of the CPU, which other processes do not disturb
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -53,7 +68,7 @@ def test_generate_prints_the_continuation_alone(folder, capsys):
     command = ["generate", "--model", str(folder), "--prompt", "the quick", "--max-tokens", "12", "--seed", "3", "--temp", "1"]
     assert main(command) == 0
     streamed = capsys.readouterr()
-    assert main([*command, "--no-stream"]) == 0
+    assert main([*command, "--stream"]) == 0
     assert capsys.readouterr().out == streamed.out and streamed.err == ""
     model, tokenizer = pyllm.load(folder)
     assert streamed.out == pyllm.generate(model, tokenizer, "the quick", max_tokens=12, seed=3).text + "\n"
@@ -67,13 +82,100 @@ def test_generate_reads_standard_input(folder, capsys, monkeypatch):
     assert capsys.readouterr().out == piped
 
 
+def test_generate_reads_a_pipe_and_writes_into_one(folder):
+    command = [sys.executable, "-m", "pyllm", "generate", "--model", folder, "--max-tokens", "6", "--temp", "0"]
+    piped = subprocess.run(command, input=b"the quick\n", capture_output=True, timeout=60)
+    given = subprocess.run([*command, "--prompt", "the quick"], capture_output=True, timeout=60)
+    assert piped.returncode == given.returncode == 0 and piped.stdout == given.stdout and piped.stderr == b""
+
+
+def test_generate_says_where_the_context_ends_and_slides(folder, capsys):
+    command = ["generate", "--model", str(folder), "--prompt", "the quick", "--max-tokens", "90", "--seed", "2"]
+    assert main(command) == 0
+    short = capsys.readouterr()
+    assert "the model's context is 64" in short.err and "--slide" in short.err
+    assert main([*command, "--slide"]) == 0
+    long = capsys.readouterr()
+    assert long.err == "" and long.out.startswith(short.out[:-1]) and len(long.out) > len(short.out)
+
+
+def test_generate_takes_the_newest_checkpoint_of_an_unfinished_run(folder, tmp_path, capsys):
+    model, tokenizer = pyllm.load(folder)
+    pyllm.training.save_checkpoint(tmp_path / "run/checkpoints", 5, model, tokenizer, pyllm.training.AdamW(model), {})
+    for path in (folder, tmp_path / "run"):
+        assert main(["generate", "--model", str(path), "--prompt", "the", "--max-tokens", "4", "--stop", "zz", "--stop", "yy"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
+
+
+def test_a_folder_without_a_tokenizer(folder, tmp_path, capsys):
+    pyllm.save(pyllm.load(folder)[0], None, tmp_path / "m")
+    assert main(["generate", "--model", str(tmp_path / "m"), "--prompt", "a"]) == 4
+    assert "no tokenizer.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("raised,code,words", [
+    (KeyboardInterrupt(), 130, "pyllm: interrupted"), (pyllm.errors.FormatError("torn"), 4, "pyllm info: torn"),
+    (OSError(28, "No space left on device", "x.bin"), 3, "No space left on device: x.bin"), (MemoryError(), 3, "MemoryError"),
+    (FloatingPointError("NaN"), 3, "NaN"), (ImportError("PYLLM_ISA='z80'"), 3, "z80"),
+])
+def test_exit_codes(raised, code, words, monkeypatch, capsys):
+    def fail(args):
+        raise raised
+
+    monkeypatch.setattr("pyllm.cli.info.run", fail)
+    assert main(["info"]) == code
+    assert words in capsys.readouterr().err
+    if isinstance(raised, Exception):
+        monkeypatch.setenv("PYLLM_DEBUG", "1")
+        with pytest.raises(type(raised)):
+            main(["info"])
+
+
+def test_a_fault_of_ours_shows_where(monkeypatch):
+    monkeypatch.setattr("pyllm.cli.info.run", lambda args: args.nothing)
+    with pytest.raises(AttributeError):
+        main(["info"])
+
+
+def test_warnings_are_a_line(monkeypatch, capsys):
+    import warnings
+
+    def warn(args):
+        warnings.simplefilter("always")
+        warnings.warn("take care", stacklevel=2)
+        return 0
+
+    monkeypatch.setattr("pyllm.cli.info.run", warn)
+    assert main(["info"]) == 0
+    assert capsys.readouterr().err == "pyllm info: warning: take care\n"
+
+
+@pytest.mark.parametrize("variable", ["PYLLM_ISA", "PYLLM_THREADS", "PYLLM_DEBUG"])
+def test_wrong_variables_are_a_line(variable):
+    done = python("-m", "pyllm", "info", **environment(**{variable: "z80"}))
+    assert done.returncode == 3 and "z80" in done.stderr and "Traceback" not in done.stderr and done.stdout == ""
+
+
+def test_output_that_cannot_be_written(folder):
+    command = f"{sys.executable} -m pyllm tokenize encode --tokenizer {folder} --text '{TEXT * 50}'"
+    if os.path.exists("/dev/full"):
+        done = subprocess.run(f"{command} > /dev/full", shell=True, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 3 and done.stderr == "pyllm tokenize: No space left on device\n"
+    done = subprocess.run(f"({command}; echo $? >&2) | head -c 1", shell=True, capture_output=True, text=True, timeout=60)
+    assert done.stderr in ("141\n", "0\n") and "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("args,code,words", [
     (["generate", "--model", "nowhere"], 3, "expected a model folder"),
-    (["generate", "--model", "{folder}", "--temp", "-1"], 3, "temperature=-1"),
+    (["generate", "--model", "{folder}", "--prompt", "a", "--temp", "-1"], 3, "temperature=-1"),
     (["generate", "--model", "{folder}", "--prompt", "a" * 500], 3, "context is 64"),
     (["info", "nowhere"], 3, "expected a model folder"),
     (["tokenize", "encode", "--tokenizer", "nowhere", "--text", "x"], 3, "nowhere"),
     (["tokenize", "decode", "--tokenizer", "{folder}", "--text", "1 x"], 3, "whole numbers"),
+    (["tokenize", "decode", "--tokenizer", "{folder}", "--text", "1 999"], 3, "id 999"),
+    (["tokenize", "train", "--data", "nowhere", "--out", "x"], 3, "nowhere"),
+    (["tokenize", "train", "--data", "{folder}", "--out", "x"], 3, ""),
     (["bench", "--parameters", "many"], 3, "--parameters 'many'"),
 ])
 def test_errors_are_one_line(folder, args, code, words, capsys):
@@ -103,6 +205,27 @@ def test_info(folder, capsys):
     assert main(["info"]) == 0 and "isa available" in capsys.readouterr().out
 
 
+def test_tokenize_gives_the_bytes_back(folder, capsysbinary, monkeypatch):
+    text = "a b\n\n\ttrailing 東京 \n"
+    assert main(["tokenize", "encode", "--tokenizer", str(folder), "--text", text]) == 0
+    ids = capsysbinary.readouterr().out.decode()
+    monkeypatch.setattr("sys.stdin", io.StringIO(ids))
+    assert main(["tokenize", "decode", "--tokenizer", str(folder)]) == 0
+    assert capsysbinary.readouterr().out == text.encode()
+
+
+def test_tokenize_show(folder, capsys, monkeypatch):
+    command = ["tokenize", "show", "--tokenizer", str(folder), "--text", "the fox\n東"]
+    assert main(command) == 0
+    plain, counts = capsys.readouterr().out.splitlines()
+    assert plain.startswith("the|") and plain.endswith("\\n|\\xe6|\\x9d|\\xb1")
+    tokens = plain.count("|") + 1
+    assert counts == f"{tokens} tokens, {tokens} of them different, 9 characters, {9 / tokens:.2f} characters a token"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert main(command) == 0
+    assert capsys.readouterr().out.count("\x1b[0m") == tokens
+
+
 def test_tokenize(tmp_path, capsys):
     (tmp_path / "a.txt").write_text(TEXT)
     out = str(tmp_path / "tok")
@@ -111,8 +234,8 @@ def test_tokenize(tmp_path, capsys):
     assert main(["tokenize", "encode", "--tokenizer", out, "--text", "the fox"]) == 0
     ids = capsys.readouterr().out
     assert main(["tokenize", "decode", "--tokenizer", out, "--text", ids]) == 0
-    assert capsys.readouterr().out == "the fox\n"
+    assert capsys.readouterr().out == "the fox"
     assert main(["tokenize", "show", "--tokenizer", out, "--text", "the fox"]) == 0
     assert "7 characters" in capsys.readouterr().out
-    assert main(["tokenize", "train", "--data", str(tmp_path / "a.txt"), "--kind", "char", "--out", out]) == 0
+    assert main(["tokenize", "train", "--data", str(tmp_path / "a.txt"), "--kind", "chars", "--out", out]) == 0
     assert f"{len(set(TEXT))} tokens" in capsys.readouterr().out
