@@ -19,7 +19,8 @@ def tokens(step, micro):
 def curve(model):
     """Ten steps of two micro-batches, AdamW with decay of matrices, clipping to 0.5, warm-up of 3 and a cosine."""
     peer = TorchModel(tiny.filled(model)).double()
-    groups = [{"params": [p for p in peer.parameters() if (p.ndim >= 2) == decays], "weight_decay": 0.1 * decays} for decays in (True, False)]
+    groups = [{"params": [p for p in peer.parameters() if (p.ndim >= 2) == decays], "weight_decay": 0.1 * decays}
+              for decays in (True, False)]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
     losses, norms = [], []
     for step in range(10):

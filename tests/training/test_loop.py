@@ -35,7 +35,8 @@ def weights_after(parts, dtype, **options):
     model, batch = tiny.filled(tiny.gpt2(), dtype), ragged()
     ends = [0, *itertools.accumulate(parts)]
     micro = [batch.rows(slice(a, b)) for a, b in itertools.pairwise(ends)]
-    records = list(training.train(model, clm, itertools.cycle(micro), training.AdamW(model), steps=3, lr=1e-2, accumulate=len(parts), **options))
+    records = list(training.train(model, clm, itertools.cycle(micro), training.AdamW(model), steps=3, lr=1e-2,
+                                  accumulate=len(parts), **options))
     return np.concatenate([p.data.ravel() for p in model.parameters()]), records
 
 
@@ -57,7 +58,8 @@ def test_a_split_that_is_a_mean_of_means_would_show():
         loss = clm(model, batch, rng)
         return Loss(loss.total / max(loss.count, 1), 1)
 
-    list(training.train(model, mean, itertools.cycle([batch.rows(slice(0, 3)), batch.rows(slice(3, 6))]), training.AdamW(model), steps=3, lr=1e-2,
+    list(training.train(model, mean, itertools.cycle([batch.rows(slice(0, 3)), batch.rows(slice(3, 6))]), training.AdamW(model),
+                        steps=3, lr=1e-2,
                         accumulate=2))
     assert np.abs(np.concatenate([p.data.ravel() for p in model.parameters()]) - whole).max() > 1e-5
 
@@ -101,7 +103,8 @@ def test_records():
         loss = clm(model, batch, rng)
         return Loss(loss.total, loss.count, {"rows": len(batch.tokens)})
 
-    records = list(training.train(model, objective, itertools.repeat(ragged()), training.AdamW(model), steps=5, start=2, lr=lambda step: step / 1e4,
+    records = list(training.train(model, objective, itertools.repeat(ragged()), training.AdamW(model), steps=5, start=2,
+                                  lr=lambda step: step / 1e4,
                                   accumulate=2))
     assert [r.step for r in records] == [3, 4, 5] and [r.lr for r in records] == [2e-4, 3e-4, 4e-4]
     for r in records:
@@ -150,7 +153,8 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change():
 
 
 def test_debug_names_the_operation():
-    code = ("import itertools, numpy as np\nfrom tests.training import tiny, test_loop\nfrom pyllm import training\nfrom pyllm.objectives import clm\n"
+    code = ("import itertools, numpy as np\nfrom tests.training import tiny, test_loop\nfrom pyllm import training\n"
+            "from pyllm.objectives import clm\n"
             "model = tiny.filled(tiny.gpt2())\nmodel.get('transformer.h.1.mlp.c_fc.weight').data[0, 0] = np.inf\n"
             "next(training.train(model, clm, [test_loop.ragged()], training.AdamW(model), steps=1, lr=1e-3))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
@@ -159,7 +163,8 @@ def test_debug_names_the_operation():
 
 
 @pytest.mark.parametrize("options, text", [
-    ({"accumulate": 0}, "accumulate=0"), ({"steps": 1.5}, "steps=1.5"), ({"start": -1}, "start=-1"), ({"clip": 0}, "clip=0"), ({"clip": -1.0}, "clip=-1"),
+    ({"accumulate": 0}, "accumulate=0"), ({"steps": 1.5}, "steps=1.5"), ({"start": -1}, "start=-1"), ({"clip": 0}, "clip=0"),
+    ({"clip": -1.0}, "clip=-1"),
 ])
 def test_bad_arguments_are_named_at_once(options, text):
     model = tiny.filled(tiny.gpt2())
