@@ -6,6 +6,7 @@ import argparse
 import re
 import tomllib
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 
 from pyllm.errors import ConfigError, suggest
 
@@ -96,7 +97,7 @@ class Config:
 def read_toml(path):
     """-> (table, {(section, key): 'file:line'}); ConfigError names file and line."""
     try:
-        text = open(path, encoding="utf-8").read()
+        text = Path(path).read_text(encoding="utf-8")
         table = tomllib.loads(text)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None

@@ -10,11 +10,13 @@ A run that goes on from a checkpoint has the bits of one that never stopped: eve
 """
 import hashlib
 import json
+import math
 import re
 import shutil
 import warnings
 from pathlib import Path
 
+from pyllm import kernels as K
 from pyllm.errors import FormatError
 from pyllm.folders import load_weights, write_files
 from pyllm.io.files import atomic_folder, parse_json, read_json, sweep, write_atomic, write_json
@@ -27,8 +29,11 @@ def save_checkpoint(folder, step, model, tokenizer, optimizer, state, *, ema=Non
     """Writes folder/step-NNNNNN and the pointers, then removes all but the newest `keep` and the best -> its Path.
 
     state: a dict for JSON, handed back by load_checkpoint: data cursor, seed, early stopping. best: the pointer `best` moves here.
-    OSError (disk full ...) leaves the older checkpoints as they were.
+    OSError (disk full ...) leaves the older checkpoints as they were, and so does FloatingPointError: weights that are not finite.
     """
+    if broken := [name for name, p in model.named_parameters() if not math.isfinite(K.sum_squares(p.data))]:
+        raise FloatingPointError(f"save_checkpoint: step {step}: {len(broken)} weights are not finite, the first {broken[0]}; nothing is "
+                                 "written. Hint: a lower lr or a longer warm-up; PYLLM_DEBUG=2 names the operation")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:06d}"
@@ -113,7 +118,6 @@ def versions():
     import numpy
 
     from pyllm import __version__
-    from pyllm import kernels as K
 
     return {"pyllm": __version__, "numpy": numpy.__version__, "python": platform.python_version(), "kernels": K.active()}
 
@@ -124,7 +128,7 @@ def _sha256(file):
 
 
 class Log:
-    """A .jsonl file: write(step=5, loss=2.1) appends a line and flushes it.
+    """A .jsonl file: write(step=5, loss=2.1) appends a line and flushes it; a number that is not finite is written as null.
 
     Opened with the step a run goes on from, it first drops the lines beyond that step and a line cut short by a kill.
     """
@@ -139,7 +143,8 @@ class Log:
         self.file = open(path, "a", encoding="utf-8")
 
     def write(self, **values):
-        self.file.write(json.dumps(values, ensure_ascii=False) + "\n")
+        values = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
+        self.file.write(json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n")
         self.file.flush()
 
     def close(self):

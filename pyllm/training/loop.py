@@ -114,7 +114,8 @@ class Evaluation:
 def evaluate(model, objective, batches, *, bytes_per_token=None):
     """Mean loss over batches, without dropout and without a tape -> Evaluation.
 
-    bytes_per_token: of the text behind the tokens (shards.text_bytes / len(shards)), for bits per byte. ValueError where no target counts.
+    bytes_per_token: of the text behind the tokens (shards.text_bytes / len(shards)), for bits per byte. ValueError where no target counts,
+    FloatingPointError for a loss that is not finite.
     """
     total, count = 0.0, 0
     with no_grad():
@@ -124,5 +125,8 @@ def evaluate(model, objective, batches, *, bytes_per_token=None):
     if not count:
         raise ValueError("evaluate: no target in any batch")
     loss = total / count
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"evaluate: the loss is {loss}: training has diverged. "
+                                 "Hint: a lower lr or a longer warm-up; PYLLM_DEBUG=2 names the operation")
     perplexity = math.exp(loss) if loss < 700 else math.inf
     return Evaluation(loss, perplexity, loss / math.log(2) / bytes_per_token if bytes_per_token else None, count)

@@ -155,6 +155,15 @@ def test_a_full_disk_at_any_write_leaves_the_old_checkpoint(tmp_path, monkeypatc
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    run = Run()
+    run.save(tmp_path, 1)
+    run.model.get("transformer.ln_f.weight").data[0] = float("nan")
+    with pytest.raises(FloatingPointError, match="step 2: 1 weights are not finite, the first transformer.ln_f.weight"):
+        run.save(tmp_path, 2)
+    assert training.newest(tmp_path).name == "step-000001"
+
+
 # ---- the log
 
 def test_log_drops_what_lies_beyond_the_checkpoint(tmp_path):
@@ -171,5 +180,7 @@ def test_log_drops_what_lies_beyond_the_checkpoint(tmp_path):
     log.write(step=4, loss=9.0)
     log.close()
     assert [line["step"] for line in training.read_log(path)] == [1, 1, 2, 2, 3, 3, 4]
-    training.Log(path).close()
-    assert path.read_text() == ""
+    log = training.Log(path)
+    log.write(step=1, perplexity=float("inf"), text="\u00e9")
+    log.close()
+    assert path.read_text() == '{"step": 1, "perplexity": null, "text": "\u00e9"}\n'

@@ -35,8 +35,8 @@ def weights_after(parts, dtype, **options):
     model, batch = tiny.filled(tiny.gpt2(), dtype), ragged()
     ends = [0, *itertools.accumulate(parts)]
     micro = [batch.rows(slice(a, b)) for a, b in itertools.pairwise(ends)]
-    records = list(training.train(model, clm, itertools.cycle(micro), training.AdamW(model), steps=3, lr=1e-2,
-                                  accumulate=len(parts), **options))
+    optimizer = training.AdamW(model)
+    records = list(training.train(model, clm, itertools.cycle(micro), optimizer, steps=3, lr=1e-2, accumulate=len(parts), **options))
     return np.concatenate([p.data.ravel() for p in model.parameters()]), records
 
 
@@ -58,9 +58,8 @@ def test_a_split_that_is_a_mean_of_means_would_show():
         loss = clm(model, batch, rng)
         return Loss(loss.total / max(loss.count, 1), 1)
 
-    list(training.train(model, mean, itertools.cycle([batch.rows(slice(0, 3)), batch.rows(slice(3, 6))]), training.AdamW(model),
-                        steps=3, lr=1e-2,
-                        accumulate=2))
+    halves = itertools.cycle([batch.rows(slice(0, 3)), batch.rows(slice(3, 6))])
+    list(training.train(model, mean, halves, training.AdamW(model), steps=3, lr=1e-2, accumulate=2))
     assert np.abs(np.concatenate([p.data.ravel() for p in model.parameters()]) - whole).max() > 1e-5
 
 
@@ -104,8 +103,7 @@ def test_records():
         return Loss(loss.total, loss.count, {"rows": len(batch.tokens)})
 
     records = list(training.train(model, objective, itertools.repeat(ragged()), training.AdamW(model), steps=5, start=2,
-                                  lr=lambda step: step / 1e4,
-                                  accumulate=2))
+                                  lr=lambda step: step / 1e4, accumulate=2))
     assert [r.step for r in records] == [3, 4, 5] and [r.lr for r in records] == [2e-4, 3e-4, 4e-4]
     for r in records:
         assert r.tokens == 2 * ragged().count and r.metrics == {"rows": 12 / r.tokens} and r.grad_norm > 0
@@ -153,8 +151,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change():
 
 
 def test_debug_names_the_operation():
-    code = ("import itertools, numpy as np\nfrom tests.training import tiny, test_loop\nfrom pyllm import training\n"
-            "from pyllm.objectives import clm\n"
+    code = ("import numpy as np\nfrom tests.training import tiny, test_loop\nfrom pyllm import training\nfrom pyllm.objectives import clm\n"
             "model = tiny.filled(tiny.gpt2())\nmodel.get('transformer.h.1.mlp.c_fc.weight').data[0, 0] = np.inf\n"
             "next(training.train(model, clm, [test_loop.ragged()], training.AdamW(model), steps=1, lr=1e-3))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
@@ -195,6 +192,9 @@ def test_evaluate():
     assert training.evaluate(model, clm, [batch]).bits_per_byte is None
     with pytest.raises(ValueError, match="evaluate: no target"):
         training.evaluate(model, clm, [])
+    model.parameters()[0].data[...] = np.nan
+    with pytest.raises(FloatingPointError, match="evaluate: the loss is nan"):
+        training.evaluate(model, clm, [batch])
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

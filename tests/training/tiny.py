@@ -16,8 +16,7 @@ def gpt2(**sizes):
 
 def llama():
     return Llama(LlamaConfig(vocab_size=V, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2,
-                             num_key_value_heads=1,
-                             max_position_embeddings=16))
+                             num_key_value_heads=1, max_position_embeddings=16))
 
 
 def filled(model, dtype=np.float32):
@@ -45,14 +44,14 @@ class Run:
 
     def records(self, steps, start=0, objective=clm):
         rate = training.cosine(1e-2, 20, warmup=3, min_lr=1e-3)
-        for record in training.train(self.model, objective, self.loader, self.optimizer, steps=steps, start=start, lr=rate,
-                                     accumulate=3, seed=self.seed):
+        for record in training.train(self.model, objective, self.loader, self.optimizer, steps=steps, start=start, lr=rate, accumulate=3,
+                                     seed=self.seed):
             self.ema.update()
             yield record
 
     def save(self, folder, step, **options):
-        return training.save_checkpoint(folder, step, self.model, None, self.optimizer, {"data": self.loader.state()},
-                                        ema=self.ema, **options)
+        state = {"data": self.loader.state()}
+        return training.save_checkpoint(folder, step, self.model, None, self.optimizer, state, ema=self.ema, **options)
 
     def load(self, path):
         step, state = training.load_checkpoint(path, self.model, self.optimizer, self.ema)
