@@ -10,6 +10,7 @@ from pyllm import env
 
 REGISTRY = {}  # name -> operation: the tests go through it
 _serial = count()
+_F32 = np.dtype(np.float32)
 
 
 class _State(threading.local):  # a thread that generates under no_grad does not stop another one from training
@@ -26,8 +27,8 @@ class Tensor:
     __slots__ = ("data", "grad", "requires_grad", "_node")
 
     def __init__(self, data, requires_grad=False):
-        data = np.asarray(data)
-        if data.dtype not in (np.float32, np.float64):
+        data = data if type(data) is np.ndarray else np.asarray(data)
+        if data.dtype is not _F32 and data.dtype not in (np.float32, np.float64):
             if data.dtype.kind not in "fiub":
                 raise TypeError(f"Tensor: data of dtype {data.dtype}; expected real numbers")
             data = data.astype(np.float32)
@@ -141,7 +142,7 @@ def recording():
 
 def needs():
     """-> for each positional argument of the operation that is being called, whether a gradient will be asked for it."""
-    return _state.need
+    return _state.need if _state.recording else (False,) * 8
 
 
 def op(function):
@@ -158,8 +159,9 @@ def op(function):
 
     @wraps(function)
     def call(*args, **options):
-        on = _state.recording
-        _state.need = need = tuple([on and type(a) is Tensor and a.requires_grad for a in args])
+        if not _state.recording:
+            return Tensor(function(*[a.data if type(a) is Tensor else a for a in args], **options)[0])
+        _state.need = need = tuple([type(a) is Tensor and a.requires_grad for a in args])
         y, vjp = function(*[a.data if type(a) is Tensor else a for a in args], **options)
         result = Tensor(y)
         if True in need:

@@ -20,12 +20,11 @@ class Cache:
         """k, v:(B, T, Hkv, D) -> all keys and values so far, (B, capacity, Hkv, D) each."""
         b, t, h, d = k.shape
         store = self.layers.get(layer)
-        needed = int(self.lengths.max()) + t
+        needed = int(self.lengths.max() if b > 1 else self.lengths[0]) + t
         if store is None or needed > store.shape[2]:
             store = self.layers[layer] = self._grown(store, (2, b, needed, h, d))
         if b == 1:
-            at = self.lengths[0]
-            store[0, 0, at : at + t], store[1, 0, at : at + t] = k[0], v[0]
+            store[0, 0, needed - t : needed], store[1, 0, needed - t : needed] = k[0], v[0]
         else:
             at = np.arange(b)[:, None], self.lengths[:, None] + np.arange(t)
             store[0][at], store[1][at] = k, v
