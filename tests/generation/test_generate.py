@@ -121,7 +121,10 @@ def test_rows_leave_one_by_one(model, monkeypatch):
     together = generate(model, None, prompts, **options)
     assert len({len(result.ids) for result in together}) > 4
     options.pop("seed")
-    assert together == [generate(model, None, prompt, seed=5 + i, **options) for i, prompt in enumerate(prompts)]
+    alone = [generate(model, None, prompt, seed=5 + i, **options) for i, prompt in enumerate(prompts)]
+    if K.active() == "reference":  # the same tokens; NumPy's products differ in their last bits
+        together, alone = ([(r.ids, r.finish_reason) for r in results] for results in (together, alone))
+    assert together == alone
 
 
 @settings(max_examples=12)
