@@ -1,18 +1,22 @@
-// All of the library's OpenMP. Serial where the compiler has none.
+// All of the library's OpenMP: it makes the team of workers, once. Serial where the compiler has none.
+//
+// Regions do not use OpenMP's own end, where every thread of the team must arrive: on a busy machine a worker that the system has not
+// let run for some milliseconds would hold up a region of microseconds. Here the caller takes chunks like everybody else, closes the gate
+// when none is left and waits only for workers that have entered.
 #include "parallel.h"
 
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <condition_variable>
+#include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <exception>
+#include <mutex>
 #include <thread>
 #include <vector>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 #ifdef __linux__
 #include <pthread.h>
 #include <sched.h>
@@ -22,7 +26,6 @@ namespace {
 
 std::atomic<int> limit{1};
 thread_local bool inside = false;  // in a chunk: a region within it runs serially
-std::atomic<int> proven{1};  // as many threads as this were created once: libgomp ends the process where one is refused
 
 #ifdef __linux__
 // cgroup v2 cpu.max or v1 cfs quota of this process: whole CPUs, at least 1; 0 where there is no limit.
@@ -61,23 +64,116 @@ int cgroup_quota() {
 #endif
 
 #ifdef _OPENMP
-// Creates n - 1 threads and ends them: how many of the n are to be had.
+constexpr uint64_t kOpen = uint64_t(1) << 31, kEntered = kOpen - 1;
+constexpr int kSpins = 4000;  // about 0.1 ms: as long as regions follow one another, nobody sleeps
+
+inline void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
+struct Pool {
+    std::mutex region;              // held by the caller whose region runs
+    std::atomic<uint64_t> gate{0};  // number of the region << 32 | open | workers that have entered
+    std::atomic<index_t> next{0};   // chunk to take
+    index_t chunks = 0;
+    void (*body)(void*, index_t) = nullptr;
+    void* context = nullptr;
+    std::exception_ptr error;
+    std::atomic<bool> failed{false};
+    int workers = 0;                // that exist; those from thread_limit() - 1 on are idle
+    std::mutex sleep;
+    std::condition_variable opened, resized;
+    std::atomic<int> sleepers{0};
+
+    void take_chunks() {
+        inside = true;
+        try {
+            for (index_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < chunks;) body(context, i);
+        } catch (...) {
+            next = chunks;
+            if (!failed.exchange(true)) error = std::current_exception();
+        }
+        inside = false;
+    }
+
+    void work(int index) {  // never returns
+        uint64_t seen = 0;
+        const auto is_new = [&](uint64_t g) { return (g & kOpen) && g >> 32 != seen; };
+        for (int spins = 0;;) {
+            uint64_t g = gate.load();
+            if (index >= limit.load(std::memory_order_relaxed) - 1) {
+                std::unique_lock<std::mutex> lock(sleep);
+                resized.wait(lock, [&] { return index < limit.load() - 1; });
+            } else if (!is_new(g)) {
+                if (++spins < kSpins) {
+                    pause();
+                    continue;
+                }
+                ++sleepers;
+                std::unique_lock<std::mutex> lock(sleep);
+                opened.wait(lock, [&] { return is_new(gate.load()) || index >= limit.load() - 1; });
+                --sleepers;
+            } else if (gate.compare_exchange_strong(g, g + 1)) {
+                seen = g >> 32;
+                take_chunks();
+                gate.fetch_sub(1);
+            }
+            spins = 0;
+        }
+    }
+
+    void run(index_t n, void (*f)(void*, index_t), void* with) {  // region is held
+        chunks = n, body = f, context = with, next = 0, failed = false;
+        gate = ((gate.load() >> 32) + 1) << 32 | kOpen;
+        if (sleepers.load()) {
+            std::lock_guard<std::mutex> lock(sleep);
+            opened.notify_all();
+        }
+        take_chunks();
+        gate.fetch_and(~kOpen);
+        for (int spins = 0; gate.load() & kEntered; ++spins) spins < kSpins ? pause() : std::this_thread::yield();
+    }
+};
+
+Pool* pool = new Pool;  // never destroyed: workers may outlive static destructors
+
+// How many of n threads are to be had: they are created, and end. libgomp ends the process where one is refused.
 int prove(int n) {
     std::vector<std::thread> threads;
     std::atomic<bool> go{false};
     try {
-        for (int i = 1; i < n; ++i) threads.emplace_back([&] { while (!go.load()) std::this_thread::yield(); });
+        for (int i = 0; i < n; ++i) threads.emplace_back([&] { while (!go.load()) std::this_thread::yield(); });
     } catch (...) {
     }
     go = true;
     for (auto& t : threads) t.join();
-    return int(threads.size()) + 1;
+    return int(threads.size());
+}
+
+// Workers for `threads` threads, the caller's included; fewer where the system refuses them.
+void grow(int threads) {
+    const int first = pool->workers, got = prove(threads - 1 - first);
+    if (got > 0) {
+        try {
+            std::thread([first, got] {
+#pragma omp parallel for num_threads(got) schedule(static, 1)
+                for (int i = 0; i < got; ++i) pool->work(first + i);
+            }).detach();
+            pool->workers += got;
+        } catch (...) {
+        }
+    }
+    if (pool->workers < threads - 1) set_thread_limit(pool->workers + 1);
 }
 
 #ifdef __linux__
-// A child forked while libgomp's team exists would wait for threads it does not have.
-void before_fork() { omp_pause_resource_all(omp_pause_hard); }
-const int registered = pthread_atfork(before_fork, nullptr, nullptr);
+// A forked child has none of the workers: it gets a pool of its own, and its parent's is left as it is.
+void before_fork() { pool->region.lock(); }
+void in_parent() { pool->region.unlock(); }
+void in_child() { pool = new Pool; }
+const int registered = pthread_atfork(before_fork, in_parent, in_child);
 #endif
 #endif
 
@@ -96,36 +192,28 @@ int default_thread_limit() {
 int thread_limit() { return inside ? 1 : limit.load(std::memory_order_relaxed); }
 
 void set_thread_limit(int n) {
-#ifndef _OPENMP
-    n = 1;
-#endif
+#ifdef _OPENMP
+    std::lock_guard<std::mutex> lock(pool->sleep);
     limit = n;
+    pool->resized.notify_all();
+    pool->opened.notify_all();
+#else
+    limit = 1;
+    (void)n;
+#endif
 }
 
 void run_chunks(index_t chunks, void (*body)(void*, index_t), void* context) {
 #ifdef _OPENMP
-    int threads = int(std::min<index_t>(thread_limit(), chunks));
-    if (threads > proven.load(std::memory_order_relaxed)) {
-        const int got = prove(threads);
-        proven = std::max(proven.load(), got);
-        if (got < threads) set_thread_limit(threads = got);
-    }
-    if (threads > 1) {
-        std::atomic<index_t> next{0};
-        std::exception_ptr error;
-        std::atomic<bool> failed{false};
-#pragma omp parallel num_threads(threads)
-        {
-            inside = true;
-            try {
-                for (index_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < chunks;) body(context, i);
-            } catch (...) {
-                next = chunks;
-                if (!failed.exchange(true)) error = std::current_exception();
-            }
-            inside = false;
+    if (thread_limit() > 1 && chunks > 1 && pool->region.try_lock()) {  // taken: another Python thread's region runs, this one is serial
+        std::unique_lock<std::mutex> region(pool->region, std::adopt_lock);
+        if (thread_limit() - 1 > pool->workers) grow(thread_limit());
+        pool->run(chunks, body, context);
+        if (pool->failed) {
+            const std::exception_ptr error = std::move(pool->error);
+            region.unlock();
+            std::rethrow_exception(error);
         }
-        if (error) std::rethrow_exception(error);
         return;
     }
 #endif
