@@ -283,5 +283,5 @@ TINYSHAKESPEARE = ROOT / "../shared/data/tinyshakespeare"
 def test_tinyshakespeare(tmp_path, seed):
     """At most 1.88 nats a character on the whole validation split."""
     arguments = ["--data", str(TINYSHAKESPEARE), "--out", str(tmp_path / "r"), "--seed", str(seed)]
-    assert main(["pretrain", "--preset", "shakespeare-cpu", *arguments]) == 0
+    assert main(["pretrain", "--preset", "nanogpt-cpu", *arguments]) == 0
     assert read_log(tmp_path / "r/metrics.jsonl")[-1]["valid_loss"] <= 1.88
