@@ -1,6 +1,7 @@
 """Check, then time. A case runs pyllm and its peers in turn, so that all meet the same moments of the machine."""
 import json
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,6 +9,9 @@ import numpy as np
 
 from pyllm import kernels as K
 from pyllm import measure
+
+
+REST = 0.05  # seconds between two sides: a library's idle threads go on spinning for up to 30 ms, on the cores of the next one
 
 
 @dataclass
@@ -50,6 +54,8 @@ def measure_case(case, rounds=7, budget=1.0):
     for _ in range(rounds):
         limits.append(measure.peak_gflops(0.02) if case.flops else measure.read_gbs(128, 1))
         for name, f in sides.items():
+            time.sleep(REST)
+            f()
             times[name].append(measure.seconds(f, repeat[name]))
     median = statistics.median(times["pyllm"])
     rate, limit = (case.flops or case.bytes) / median / 1e9, max(limits)

@@ -219,3 +219,15 @@ void run_chunks(index_t chunks, void (*body)(void*, index_t), void* context) {
 #endif
     for (index_t i = 0; i < chunks; ++i) body(context, i);
 }
+
+void run_serially(void (*body)(void*), void* context) {
+    const bool before = inside;
+    inside = true;
+    try {
+        body(context);
+    } catch (...) {
+        inside = before;
+        throw;
+    }
+    inside = before;
+}

@@ -18,6 +18,14 @@ static inline void parallel_for(index_t chunks, const F& f) {
     run_chunks(chunks, body, const_cast<F*>(&f));
 }
 
+void run_serially(void (*body)(void*), void* context);
+
+// f() with every region in it on the calling thread alone: for work that is over before a worker would have come.
+template <class F>
+static inline void serially(const F& f) {
+    run_serially([](void* context) { (*static_cast<const F*>(context))(); }, const_cast<F*>(&f));
+}
+
 // f(begin, end) over [0, n) in chunks of `grain`.
 template <class F>
 static inline void parallel_ranges(index_t n, index_t grain, const F& f) {

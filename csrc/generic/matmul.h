@@ -10,6 +10,7 @@ constexpr int NV_MAX = W == 4 ? 2 : 3;
 constexpr index_t BLOCK = 192;            // columns of a task: BLOCK * KC floats stay in L2
 constexpr index_t COLS_AT_ONCE = 8 * BLOCK;
 constexpr index_t ROWS_AT_ONCE = 1536;
+constexpr index_t SMALL = 400000;        // multiply-adds that one thread does in a few microseconds
 constexpr index_t SKINNY = 4;             // rows up to which B is read where it lies
 
 // ---- register transpose ----
@@ -317,6 +318,9 @@ static void matmul(const MatmulArgs& args) {
         if (g.z) g.z += entry * g.c_batch;
         g.k ? product(g) : clear(g);
     };
+    if (args.batch * args.m * args.n * args.k < SMALL) return serially([&] {
+        for (index_t i = 0; i < args.batch; ++i) one(i);
+    });
     if (args.batch == 1) return one(0);
     parallel_for(args.batch, one);
 }
