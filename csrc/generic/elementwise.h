@@ -1,6 +1,6 @@
 // What goes element by element: activations, gated units, sums, dropout. Bound: memory bandwidth.
 
-constexpr index_t GRAIN = 32768;  // elements of a task; less than that is done by the caller's thread alone
+constexpr index_t GRAIN = 16384;  // elements of a task; less than that is done by the caller's thread alone
 
 // f(j, lanes) for j = 0, W, ... < n, in parallel.
 template <class F>

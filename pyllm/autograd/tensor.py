@@ -7,6 +7,7 @@ from itertools import count
 import numpy as np
 
 from pyllm import env
+from pyllm import kernels as K
 
 REGISTRY = {}  # name -> operation: the tests go through it
 _serial = count()
@@ -107,15 +108,22 @@ def _send(tensor, g, dy):
         if tensor.grad is None:
             tensor.grad = g if ours else g.copy()
         else:
-            tensor.grad += g
+            tensor.grad = _add(tensor.grad, g, True)
     elif node.vjp is None:
         raise ValueError("backward: the tape below was used up by an earlier backward. Hint: run the forward again")
     elif node.dy is None:
         node.dy, node.owned = g, ours
     elif node.owned:
-        node.dy += g
+        node.dy = _add(node.dy, g, True)
     else:
-        node.dy, node.owned = node.dy + g, True
+        node.dy, node.owned = _add(node.dy, g, False), True
+
+
+def _add(a, b, into):
+    """a + b, into a where it is ours."""
+    if not (a.dtype == b.dtype == np.float32):
+        return np.add(a, b, out=a if into else None)
+    return K.add(a, b, out=a if into and a.flags.c_contiguous and a.flags.writeable else None)
 
 
 class no_grad:

@@ -207,9 +207,10 @@ def glu_vjp(dy, gate, up, act):
 
 
 @float32
-def add(a, b):
+def add(a, b, out=None):
     same_shape("add", a, b=b)
-    y = empty(a.shape)
+    y = empty(a.shape) if out is None else out
+    expect(y.shape == a.shape, lambda: f"add: out {y.shape}, expected {a.shape}")
     _C.add(dense(a), dense(b), y)
     return y
 
