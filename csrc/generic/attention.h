@@ -10,6 +10,7 @@
 constexpr index_t PANEL = NV_MAX * W;  // columns of packed keys
 constexpr index_t KEYS = 240;          // forward: keys of a tile, whole panels for every W
 constexpr index_t QUERIES = 16;        // forward: query rows of a tile
+constexpr index_t FEW = 4;             // forward: rows up to which keys and values are read where they lie
 constexpr index_t TASK_ROWS = 256;     // forward: query rows that share a packed key tile
 constexpr index_t VJP_QUERIES = 32;    // vjp: query rows of a tile
 constexpr index_t VJP_KEYS = 96;       // vjp: keys of a tile
@@ -177,7 +178,7 @@ static void scores_of(const View& s, const float* q, index_t dp, index_t n, cons
     }
 }
 
-// The same for up to SKINNY rows, with the keys where they lie: read once, transposed in registers.
+// The same for up to FEW rows, with the keys where they lie: read once, transposed in registers.
 static void scores_of_few(const View& s, const float* q, index_t dp, index_t n, const float* k, index_t k_row, index_t d, float* scores) {
     MatmulArgs g{};
     g.a = q;
@@ -274,7 +275,7 @@ struct Forward {  // a task: query rows of some heads that share their keys
         if (!seen) return;
         const float* k = g.k + b * g.k_batch + key * g.k_row + kv_head * g.d;
         const float* v = g.v + b * g.v_batch + key * g.v_row + kv_head * g.d;
-        const bool few = rows <= SKINNY, in_place = few && dp == g.d;
+        const bool few = rows <= FEW, in_place = few && dp == g.d;
         if (!few) pack_keys(k, g.k_row, n, g.d, keys);
         const bool finite = in_place ? is_finite(v, g.v_row, n, g.d) : copy_rows(v, g.v_row, n, g.d, 1.0f, values, dp);
         const index_t v_row = in_place ? g.v_row : dp;

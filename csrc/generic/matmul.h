@@ -11,7 +11,7 @@ constexpr index_t BLOCK = 192;            // columns of a task: BLOCK * KC float
 constexpr index_t COLS_AT_ONCE = 8 * BLOCK;
 constexpr index_t ROWS_AT_ONCE = 1536;
 constexpr index_t SMALL = 400000;        // multiply-adds that one thread does in a few microseconds
-constexpr index_t SKINNY = 4;             // rows up to which B is read where it lies
+constexpr index_t SKINNY = 8;             // rows up to which B is read where it lies
 
 // ---- register transpose ----
 template <int S, int... I>
@@ -199,7 +199,7 @@ static void skinny_columns(const MatmulArgs& g, index_t col, index_t cols) {
             load_turned(g.b + col * g.b_col + k0 + k, g.b_col, cols, x);
 #pragma GCC unroll 16
             for (int i = 0; i < W; ++i)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                 for (int r = 0; r < M; ++r) acc[r] = splat(g.a[r * g.a_row + (k0 + k + i) * g.a_col]) * x[i] + acc[r];
         }
         for (; k < kc; ++k) {
@@ -220,10 +220,10 @@ static void skinny(const MatmulArgs& g) {
     parallel_ranges(g.n, 4 * W, [&](index_t begin, index_t end) {
         for (index_t col = begin; col < end; col += W) {
             const index_t cols = std::min<index_t>(W, end - col);
-            if (g.m == 1) skinny_columns<1>(g, col, cols);
-            if (g.m == 2) skinny_columns<2>(g, col, cols);
-            if (g.m == 3) skinny_columns<3>(g, col, cols);
-            if (g.m == 4) skinny_columns<4>(g, col, cols);
+            if (g.m <= 2) g.m == 1 ? skinny_columns<1>(g, col, cols) : skinny_columns<2>(g, col, cols);
+            else if (g.m <= 4) g.m == 3 ? skinny_columns<3>(g, col, cols) : skinny_columns<4>(g, col, cols);
+            else if (g.m <= 6) g.m == 5 ? skinny_columns<5>(g, col, cols) : skinny_columns<6>(g, col, cols);
+            else g.m == 7 ? skinny_columns<7>(g, col, cols) : skinny_columns<8>(g, col, cols);
         }
     });
 }
