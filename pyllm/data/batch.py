@@ -55,18 +55,6 @@ class Batch:
         return wrong
 
     @property
-    def positions(self):
-        """(B, T) int32: the place of each token in its document, from 0; 0 in padding."""
-        B, T = self.tokens.shape
-        at = np.arange(T, dtype=np.int32)
-        if self.segments is None:
-            return np.repeat(at[None], B, axis=0)
-        begins = np.ones((B, T), bool)
-        begins[:, 1:] = self.segments[:, 1:] != self.segments[:, :-1]
-        start = np.maximum.accumulate(np.where(begins, at, 0), axis=1)
-        return np.where(self.segments > 0, at - start, 0).astype(np.int32)
-
-    @property
     def count(self):
         """How many targets a loss counts."""
         return int(np.count_nonzero(self.targets != IGNORED))

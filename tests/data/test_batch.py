@@ -1,7 +1,6 @@
-"""Batch: checks, positions, counts."""
+"""Batch: checks and counts."""
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
 
 from pyllm.data.batch import IGNORED, Batch
 
@@ -10,31 +9,9 @@ def i32(*rows):
     return np.array(rows, np.int32)
 
 
-@st.composite
-def segment_rows(draw):
-    """Rows of documents with padding anywhere between them."""
-    width = draw(st.integers(1, 12))
-    rows = []
-    for _ in range(draw(st.integers(1, 3))):
-        row, k = [], 0
-        while len(row) < width:
-            pad = draw(st.booleans())
-            k += not pad
-            row += [0 if pad else k] * draw(st.integers(1, 5))
-        rows.append(row[:width])
-    return i32(*rows)
-
-
-@given(segment_rows())
-def test_positions_count_from_the_start_of_each_document(segments):
-    batch = Batch(np.zeros_like(segments), np.full_like(segments, IGNORED), segments)
-    expected = [[0 if not s else list(row[:t]).count(s) for t, s in enumerate(row)] for row in segments]
-    assert batch.positions.tolist() == expected and batch.positions.dtype == np.int32
-
-
 def test_without_segments_a_row_is_a_document():
     batch = Batch(i32([1, 2, 3], [4, 5, 6]), i32([2, 3, IGNORED], [5, IGNORED, 0]))
-    assert batch.positions.tolist() == [[0, 1, 2]] * 2 and batch.count == 4
+    assert batch.count == 4
     assert batch.rows(slice(1, 2)).tokens.tolist() == [[4, 5, 6]] and batch.rows(slice(0, 1)).count == 2
     assert np.shares_memory(batch.rows(slice(1, 2)).tokens, batch.tokens)
 
