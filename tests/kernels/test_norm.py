@@ -9,12 +9,6 @@ ISAS = [name for name in K.available() if name != "reference"]
 pytestmark = pytest.mark.skipif(not ISAS, reason="no compiled kernels")
 
 
-@pytest.fixture(params=ISAS)
-def isa(request):
-    with K.use(request.param):
-        yield request.param
-
-
 def test_constant_and_shifted_rows(isa):
     """The variance is taken about the mean: a constant row gives b, an offset of 1000 costs no more than its own rounding."""
     rng = np.random.default_rng(0)

@@ -9,12 +9,6 @@ ISAS = [name for name in K.available() if name != "reference"]
 pytestmark = pytest.mark.skipif(not ISAS, reason="no compiled kernels")
 
 
-@pytest.fixture(params=ISAS)
-def isa(request):
-    with K.use(request.param):
-        yield request.param
-
-
 def test_many_steps(isa):
     """200 steps in float32 stay beside float64: 1 - beta2 = 1e-3 keeps its digits."""
     rng = np.random.default_rng(0)

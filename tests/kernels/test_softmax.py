@@ -13,12 +13,6 @@ pytestmark = pytest.mark.skipif(not ISAS, reason="no compiled kernels")
 INF = np.inf
 
 
-@pytest.fixture(params=ISAS)
-def isa(request):
-    with K.use(request.param):
-        yield request.param
-
-
 EXTREME = [
     [1e4, -1e4, 0, 1e4],
     [1e38, -1e38, 0, 3e38],

@@ -28,12 +28,6 @@ def check(case, args):
         np.testing.assert_allclose(g, e, rtol=case.rtol, atol=case.rtol * np.abs(e).max(initial=0.1))
 
 
-@pytest.fixture(params=ISAS)
-def isa(request):
-    with K.use(request.param):
-        yield request.param
-
-
 @each_case
 def test_against_reference(case, isa):
     """Every edge size with few rows, then sizes that are split into tasks."""
