@@ -78,7 +78,7 @@ py::array empty(const py::tuple& shape) {
 
 // Strides of the last two axes of a view, either of which must be 1 (or the size along it at most 1).
 void matmul(const py::array& a, const py::array& b, const py::array& c, bool ta, bool tb, const py::object& bias, int act,
-            const py::object& z, const py::object& residual, bool accumulate) {
+            const py::object& z, const py::object& residual, bool accumulate, bool bf16) {
     MatmulArgs g{};
     g.a = in(a, "matmul: a");
     g.b = in(b, "matmul: b");
@@ -101,6 +101,7 @@ void matmul(const py::array& a, const py::array& b, const py::array& c, bool ta,
     g.z = out(z, "matmul: z", true);
     g.act = Activation(act);
     g.accumulate = accumulate;
+    g.bf16 = bf16;
     py::gil_scoped_release release;
     active->matmul(g);
 }

@@ -21,6 +21,7 @@ struct MatmulArgs {
     float* z;                                  // (M, N), rows c_row apart: what went into the activation, or null
     Activation act;
     bool accumulate;  // C += instead of C =; then no bias, activation or residual
+    bool bf16;        // operands rounded to bfloat16 while they are packed, sums in float32
 };
 
 struct AttentionArgs {
@@ -38,6 +39,7 @@ struct AttentionArgs {
     index_t window;                          // keys a query sees, itself included; 0: all
     float scale;
     bool causal;
+    bool bf16;  // operands of the products rounded to bfloat16, sums in float32
     // vjp only
     const float* dout;     // (B, Tq, H, D) dense
     float *dq, *dk, *dv;   // laid out like q, k, v with the strides below; written, not added to

@@ -62,6 +62,29 @@ INLINE V vsqrt(V x) {
 #endif
 }
 
+// ---- bfloat16 pairs: two neighbours along k in one 32-bit lane, the first in the low half ----
+// Rounded to nearest even; NaN stays NaN.
+INLINE VU to_bf16(V x) {  // in the low halves
+#ifdef PYLLM_DOT
+    return VU(_mm512_cvtepu16_epi32(__m256i(_mm512_cvtneps_pbh(__m512(x)))));
+#else
+    const VU u = reinterpret_cast<VU>(x), rounded = (u + 0x7FFF + (u >> 16 & 1)) >> 16;
+    return x == x ? rounded : u >> 16 | 0x40;
+#endif
+}
+INLINE V bf16_first(VU pair) { return reinterpret_cast<V>(pair << 16); }
+INLINE V bf16_second(VU pair) { return reinterpret_cast<V>(pair & 0xFFFF0000u); }
+INLINE VU bf16_pair(V first, V second) { return to_bf16(first) | to_bf16(second) << 16; }
+
+// acc + a.first * b.first + a.second * b.second
+INLINE V bf16_dot(V acc, VU a, VU b) {
+#ifdef PYLLM_DOT
+    return V(_mm512_dpbf16_ps(__m512(acc), __m512bh(a), __m512bh(b)));
+#else
+    return bf16_second(a) * bf16_second(b) + (bf16_first(a) * bf16_first(b) + acc);
+#endif
+}
+
 template <int S, int... I>
 INLINE V rotated(V x, std::integer_sequence<int, I...>) { return __builtin_shufflevector(x, x, ((I + S) % W)...); }
 

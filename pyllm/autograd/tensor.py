@@ -17,6 +17,7 @@ _F32 = np.dtype(np.float32)
 class _State(threading.local):  # a thread that generates under no_grad does not stop another one from training
     recording = True
     need = ()
+    precision = "f32"
 
 
 _state = _State()
@@ -143,6 +144,33 @@ class _grad(no_grad):
     during = True
 
 
+class precision:
+    """with precision("bf16"): products take their operands rounded to bfloat16 and add in float32, in this thread; forward and backward.
+
+    Tensors, weights, optimizer and everything between the products stay float32. "f32" is the default. ValueError for another name.
+    """
+
+    def __init__(self, name):
+        if name not in PRECISIONS:
+            raise ValueError(f"precision: {name!r}; expected one of {', '.join(PRECISIONS)}")
+        self.name = name
+
+    def __enter__(self):
+        self.before, _state.precision = _state.precision, self.name
+        return self
+
+    def __exit__(self, *_):
+        _state.precision = self.before
+
+
+PRECISIONS = ("f32", "bf16")
+
+
+def reduced():
+    """Whether the products of an operation called now take bfloat16 operands. Its vjp keeps to what its forward was told."""
+    return _state.precision == "bf16"
+
+
 def recording():
     """Whether operations are recorded now."""
     return _state.recording
@@ -190,9 +218,10 @@ def checkpoint(function, *inputs):
         return function(*inputs)
     with no_grad():
         result = Tensor(function(*inputs).data)
+    same_precision = precision(_state.precision)
 
     def vjp(dy, need):
-        with _grad():
+        with _grad(), same_precision:
             again = [Tensor(t.data, requires_grad=n) for t, n in zip(inputs, need)]
             y = function(*again)
         if y._node is not None:

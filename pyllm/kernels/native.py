@@ -61,7 +61,7 @@ def expect(ok, text):
 
 
 @float32
-def matmul(a, b, *, ta=False, tb=False, bias=None, act=None, residual=None, out=None, accumulate=False):
+def matmul(a, b, *, ta=False, tb=False, bias=None, act=None, residual=None, out=None, accumulate=False, reduced=False):
     a, b = dense(a), dense(b)
     lead = a.shape[:-2]
     m, k = a.shape[:-3:-1] if ta else a.shape[-2:]
@@ -79,7 +79,7 @@ def matmul(a, b, *, ta=False, tb=False, bias=None, act=None, residual=None, out=
     c = out if out is not None else empty(shape)
     z = empty(shape) if act else None
     flat = (lambda x: None if x is None else x.reshape(-1, *x.shape[-2:])) if len(lead) > 1 else (lambda x: x)
-    _C.matmul(flat(a), flat(b), flat(c), ta, tb, dense(bias), ACTS[act], flat(z), flat(dense(residual)), accumulate)
+    _C.matmul(flat(a), flat(b), flat(c), ta, tb, dense(bias), ACTS[act], flat(z), flat(dense(residual)), accumulate, reduced)
     return c if act is None else (c, z)
 
 
@@ -341,7 +341,7 @@ def cross_entropy(logits, targets, label_smoothing=0.0, z_loss=0.0):
 
 
 @float32
-def linear_cross_entropy(h, w, b, targets, label_smoothing=0.0, z_loss=0.0, need=(False, False, False)):
+def linear_cross_entropy(h, w, b, targets, label_smoothing=0.0, z_loss=0.0, need=(False, False, False), reduced=False):
     expect(h.ndim == w.ndim == 2 and h.shape[1] == w.shape[1],
            lambda: f"linear_cross_entropy: h {h.shape} and w {w.shape}, expected (N, C) and (V, C)")
     (n, c), v = h.shape, len(w)
@@ -358,12 +358,12 @@ def linear_cross_entropy(h, w, b, targets, label_smoothing=0.0, z_loss=0.0, need
     logits = empty((min(n, rows), v))
     for i in range(0, n, rows):
         j = min(n, i + rows)
-        x = matmul(h[i:j], w, tb=True, bias=b, out=logits[: j - i])
+        x = matmul(h[i:j], w, tb=True, bias=b, out=logits[: j - i], reduced=reduced)
         _C.cross_entropy(x, targets[i:j], loss[i:j], v, label_smoothing, z_loss, any(need))
         if need[0]:
-            matmul(x, w, out=dh[i:j])
+            matmul(x, w, out=dh[i:j], reduced=reduced)
         if need[1]:
-            matmul(x, h[i:j], ta=True, out=dw, accumulate=i > 0)
+            matmul(x, h[i:j], ta=True, out=dw, accumulate=i > 0, reduced=reduced)
         if need[2]:
             db += column_sum(x)
     return loss, dh, dw, db

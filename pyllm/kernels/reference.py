@@ -14,11 +14,20 @@ def empty(shape, dtype=np.float32):
 # ---- matmul ----------------------------------------------------------------------------------------------------------
 
 
-def matmul(a, b, *, ta=False, tb=False, bias=None, act=None, residual=None, out=None, accumulate=False):
+def bf16(x):
+    """x rounded to the nearest bfloat16 (8 bits of mantissa, ties to even), in its own dtype."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    rounded = bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1)) & np.uint32(0xFFFF0000)
+    return np.where(np.isnan(x), x, rounded.view(np.float32)).astype(x.dtype)
+
+
+def matmul(a, b, *, ta=False, tb=False, bias=None, act=None, residual=None, out=None, accumulate=False, reduced=False):
     """op(a):(..., M, K) @ op(b):(..., K, N) -> c:(..., M, N); with act -> (c, z), z what went into act.
 
     c = act(op(a) @ op(b) + bias:(N,)) + residual:(..., M, N); accumulate adds to `out` instead. ta, tb: transpose the last two axes.
+    reduced: a and b are rounded to bfloat16, sums are not.
     """
+    a, b = (bf16(a), bf16(b)) if reduced else (a, b)
     z = (a.swapaxes(-1, -2) if ta else a) @ (b.swapaxes(-1, -2) if tb else b)
     z = z if bias is None else z + bias
     c = z if act is None else activation(z, act)
@@ -196,10 +205,11 @@ def cross_entropy(logits, targets, label_smoothing=0.0, z_loss=0.0):
     return np.where(valid, loss, 0), np.where(valid[:, None], dlogits, 0)
 
 
-def linear_cross_entropy(h, w, b, targets, label_smoothing=0.0, z_loss=0.0, need=(False, False, False)):
-    """h:(N, C) w:(V, C) b:(V,) or None -> loss:(N,), dh, dw, db (each None where not needed); see cross_entropy."""
-    loss, dlogits = cross_entropy(matmul(h, w, tb=True, bias=b), targets, label_smoothing, z_loss)
-    return (loss, dlogits @ w if need[0] else None, dlogits.T @ h if need[1] else None, dlogits.sum(0) if need[2] else None)
+def linear_cross_entropy(h, w, b, targets, label_smoothing=0.0, z_loss=0.0, need=(False, False, False), reduced=False):
+    """h:(N, C) w:(V, C) b:(V,) or None -> loss:(N,), dh, dw, db (each None where not needed); see cross_entropy, matmul."""
+    loss, dlogits = cross_entropy(matmul(h, w, tb=True, bias=b, reduced=reduced), targets, label_smoothing, z_loss)
+    return (loss, matmul(dlogits, w, reduced=reduced) if need[0] else None,
+            matmul(dlogits, h, ta=True, reduced=reduced) if need[1] else None, dlogits.sum(0) if need[2] else None)
 
 
 # ---- attention and positions -----------------------------------------------------------------------------------------

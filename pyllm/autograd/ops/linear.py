@@ -2,7 +2,7 @@
 import numpy as np
 
 from pyllm import kernels as K
-from pyllm.autograd.tensor import op
+from pyllm.autograd.tensor import op, reduced
 
 
 @op
@@ -14,15 +14,17 @@ def linear(x, w, b=None, residual=None, *, activation=None):
     if x.shape[-1] != w.shape[1]:
         raise ValueError(f"linear: x {x.shape} has {x.shape[-1]} channels, w {w.shape} expects {w.shape[1]}")
     rows, shape = x.reshape(-1, x.shape[-1]), (*x.shape[:-1], w.shape[0])
-    y = K.matmul(rows, w, tb=True, bias=b, act=activation, residual=None if residual is None else residual.reshape(-1, w.shape[0]))
+    half = reduced()
+    y = K.matmul(rows, w, tb=True, bias=b, act=activation, residual=None if residual is None else residual.reshape(-1, w.shape[0]),
+                 reduced=half)
     y, z = y if activation else (y, None)
 
     def vjp(dy, need):
         dz = dy.reshape(-1, w.shape[0])
         if activation:
             dz = K.activation_vjp(dz, z, activation)
-        dx = K.matmul(dz, w).reshape(x.shape) if need[0] else None
-        dw = K.matmul(dz, rows, ta=True) if need[1] else None
+        dx = K.matmul(dz, w, reduced=half).reshape(x.shape) if need[0] else None
+        dw = K.matmul(dz, rows, ta=True, reduced=half) if need[1] else None
         db = K.column_sum(dz) if len(need) > 2 and need[2] else None
         return (dx, dw, db, dy)[: len(need)]
 

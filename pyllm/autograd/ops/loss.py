@@ -2,7 +2,7 @@
 import numpy as np
 
 from pyllm import kernels as K
-from pyllm.autograd.tensor import needs, op
+from pyllm.autograd.tensor import needs, op, reduced
 
 
 @op
@@ -33,7 +33,8 @@ def linear_cross_entropy(x, w, b, targets, *, label_smoothing=0.0, z_loss=0.0):
     The sum over targets >= 0 of (1 - s) * -log p(target) + s * mean over V of -log p + z_loss * logsumexp^2, in float64.
     Never holds the (B * T, V) logits; the gradients are made in the same sweep.
     """
-    loss, *grads = K.linear_cross_entropy(x.reshape(-1, x.shape[-1]), w, b, targets.reshape(-1), label_smoothing, z_loss, needs()[:3])
+    loss, *grads = K.linear_cross_entropy(x.reshape(-1, x.shape[-1]), w, b, targets.reshape(-1), label_smoothing, z_loss, need=needs()[:3],
+                                          reduced=reduced())
 
     def vjp(dy, need):
         dx, dw, db = (_scaled(g, dy) if n and g is not None else None for g, n in zip(grads, need))

@@ -2,7 +2,7 @@
 import numpy as np
 
 from pyllm import kernels as K
-from pyllm.autograd.tensor import Tensor, op
+from pyllm.autograd.tensor import Tensor, op, reduced
 
 
 def _unbroadcast(g, shape):
@@ -94,10 +94,13 @@ def power(x, *, exponent):
 def matmul(a, b):
     """a:(..., M, K) @ b:(..., K, N) -> (..., M, N), equal leading axes."""
 
-    def vjp(dy, need):
-        return K.matmul(dy, b, tb=True) if need[0] else None, K.matmul(a, dy, ta=True) if need[1] else None
+    half = reduced()
 
-    return K.matmul(a, b), vjp
+    def vjp(dy, need):
+        return (K.matmul(dy, b, tb=True, reduced=half) if need[0] else None,
+                K.matmul(a, dy, ta=True, reduced=half) if need[1] else None)
+
+    return K.matmul(a, b, reduced=half), vjp
 
 
 @op

@@ -1,0 +1,14 @@
+// AVX-512 with dot products of bfloat16 and int8 pairs: Zen 4, Sapphire Rapids and later.
+#if defined(__x86_64__)
+#include "isa/region.h"
+
+#define PYLLM_WIDTH 16
+#define PYLLM_DOT 1
+#define PYLLM_ISA_NAME "avx512_bf16"
+TARGET_BEGIN("avx512bf16,avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+namespace {
+#include "generic/table.h"
+}
+TARGET_END
+const Kernels* table_avx512_bf16() { return &table; }
+#endif
