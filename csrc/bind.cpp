@@ -301,6 +301,20 @@ void cross_entropy(Object logits, Object targets, Object loss, index_t v, float 
     active->cross_entropy(x, t, l, n, v, label_smoothing, z_loss, grad);
 }
 
+void linear_cross_entropy(Object h, Object w, Object b, Object targets, Object loss, Object dh, Object dw, Object db,
+                          float label_smoothing, float z_loss, index_t budget, bool bf16) {
+    HeadArgs g{};
+    g.h = in(h, "linear_cross_entropy: h"), g.w = in(w, "linear_cross_entropy: w"), g.b = in(b, "linear_cross_entropy: b", true);
+    g.targets = dense<int32_t>(targets, "linear_cross_entropy: targets");
+    g.loss = out(loss, "linear_cross_entropy: loss"), g.dh = out(dh, "linear_cross_entropy: dh", true);
+    g.dw = out(dw, "linear_cross_entropy: dw", true), g.db = out(db, "linear_cross_entropy: db", true);
+    const py::array a = py::reinterpret_borrow<py::array>(w);
+    g.n = size(loss), g.v = a.shape(0), g.c = a.shape(1);
+    g.label_smoothing = label_smoothing, g.z_loss = z_loss, g.budget = budget, g.bf16 = bf16;
+    py::gil_scoped_release release;
+    active->linear_cross_entropy(g);
+}
+
 // ---- embedding ----
 
 // The flat index of the first id outside [low, high), or -1.
@@ -420,6 +434,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     m.def("softmax", softmax);
     m.def("softmax_vjp", softmax_vjp);
     m.def("cross_entropy", cross_entropy);
+    m.def("linear_cross_entropy", linear_cross_entropy);
     m.def("first_outside", first_outside);
     m.def("embedding", embedding);
     m.def("embedding_vjp", embedding_vjp);

