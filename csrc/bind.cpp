@@ -335,13 +335,13 @@ void embedding(Object w, Object ids, Object y, index_t c) {
     active->embedding(table, p, to, n, c);
 }
 
-void embedding_vjp(Object dy, Object ids, Object dw, index_t c, index_t rows) {
+void embedding_vjp(Object dy, Object ids, Object dw, index_t c, index_t rows, bool accumulate) {
     const float* d = in(dy, "embedding_vjp: dy");
     const int32_t* p = dense<int32_t>(ids, "embedding_vjp: ids");
     float* to = out(dw, "embedding_vjp: dw");
     const index_t n = size(ids);
     py::gil_scoped_release release;
-    active->embedding_vjp(d, p, to, n, c, rows);
+    active->embedding_vjp(d, p, to, n, c, rows, accumulate);
 }
 
 // ---- optimizer ----

@@ -96,7 +96,8 @@ struct Kernels {
                  index_t d, index_t rotary, index_t x_row, bool interleaved, bool inverse);
     // rope: rows = B * T; y dense; cos, sin:(P, rotary / 2)
     void (*embedding)(const float* w, const int32_t* ids, float* y, index_t n, index_t c);
-    void (*embedding_vjp)(const float* dy, const int32_t* ids, float* dw, index_t n, index_t c, index_t rows);  // writes all of dw
+    void (*embedding_vjp)(const float* dy, const int32_t* ids, float* dw, index_t n, index_t c, index_t rows, bool accumulate);
+    // embedding_vjp: writes all of dw, or adds to it
 
     // ---- optimizer ----
     double (*sum_squares)(const float* x, index_t n);

@@ -32,11 +32,21 @@ def watched(function):
             start = time.perf_counter()
             grads = vjp(dy, need)
             entry[2] += time.perf_counter() - start
+            grads = grads if isinstance(grads, tuple) else (grads,)
+            return tuple(None if g is None else watched_gradient(i, g) for i, g in enumerate(grads))
+
+        def watched_gradient(i, g):
+            if callable(g):  # a gradient that adds itself
+                def add_to(into):
+                    start = time.perf_counter()
+                    total = g(into)
+                    entry[2] += time.perf_counter() - start
+                    return watched_gradient(i, total)
+
+                return add_to
             if level == 2:
-                for i, g in enumerate(grads if isinstance(grads, tuple) else (grads,)):
-                    if g is not None:
-                        _finite(g, f"{name}: the gradient of argument {i}", args)
-            return grads
+                _finite(g, f"{name}: the gradient of argument {i}", args)
+            return g
 
         return y, watched_vjp
 

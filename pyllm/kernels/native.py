@@ -395,10 +395,11 @@ def embedding(w, ids):
 
 
 @float32
-def embedding_vjp(dy, ids, rows):
+def embedding_vjp(dy, ids, rows, out=None):
     expect(dy.shape[:-1] == ids.shape, lambda: f"embedding_vjp: dy {dy.shape}, expected {(*ids.shape, 'C')} for ids {ids.shape}")
-    dw = empty((rows, dy.shape[-1]))
-    _C.embedding_vjp(dense(dy), _ids("embedding_vjp", "token id", ids, rows), dw, dy.shape[-1], rows)
+    dw = empty((rows, dy.shape[-1])) if out is None else out
+    expect(dw.shape == (rows, dy.shape[-1]), lambda: f"embedding_vjp: out {dw.shape}, expected {(rows, dy.shape[-1])}")
+    _C.embedding_vjp(dense(dy), _ids("embedding_vjp", "token id", ids, rows), dw, dy.shape[-1], rows, out is not None)
     return dw
 
 

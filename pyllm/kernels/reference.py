@@ -296,9 +296,9 @@ def embedding(w, ids):
     return w[ids]
 
 
-def embedding_vjp(dy, ids, rows):
-    """dy:(..., C) -> dw:(rows, C): sums the rows of dy in order of position."""
-    dw = np.zeros((rows, dy.shape[-1]), dy.dtype)
+def embedding_vjp(dy, ids, rows, out=None):
+    """dy:(..., C) -> dw:(rows, C): sums the rows of dy in order of position, onto `out` where it is given."""
+    dw = np.zeros((rows, dy.shape[-1]), dy.dtype) if out is None else out
     np.add.at(dw, ids.reshape(-1), dy.reshape(-1, dy.shape[-1]))
     return dw
 

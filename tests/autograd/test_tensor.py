@@ -123,6 +123,29 @@ def test_float32_parameters_below_a_float64_loss_get_float32_gradients():
     assert w.grad.dtype == x.grad.dtype == np.float32
 
 
+def test_gradients_that_add_themselves():
+    """A weight used twice, a tied embedding, micro-batches: products and rows are added where the sum stands, as separate ones would be."""
+    draw = np.random.default_rng(0)
+    ids, other = np.int32([[1, 0, 1]]), draw.standard_normal((4, 6)).astype(np.float32)
+
+    def gradients(sharing):
+        w, x = Tensor(draw_w, requires_grad=True), Tensor(draw_x, requires_grad=True)
+        uses = [ops.linear(ops.embedding(w, ids), w).sum(), (ops.linear(x, w) * 2).sum(), ops.linear(x, Tensor(other)).sum()]
+        if sharing:
+            (uses[0] + uses[1] + uses[2]).backward()
+            return w.grad, x.grad
+        grads = []
+        for use in uses:
+            w.grad = x.grad = None
+            use.backward()
+            grads.append([np.zeros_like(t.data) if t.grad is None else t.grad.copy() for t in (w, x)])
+        return np.sum([g for g, _ in grads], 0), np.sum([g for _, g in grads], 0)
+
+    draw_w, draw_x = draw.standard_normal((5, 6)).astype(np.float32), draw.standard_normal((3, 6)).astype(np.float32)
+    for together, apart in zip(gradients(True), gradients(False)):
+        np.testing.assert_allclose(together, apart, rtol=1e-5, atol=1e-5)
+
+
 # ---- errors ----------------------------------------------------------------------------------------------------------
 
 

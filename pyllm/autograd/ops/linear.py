@@ -23,18 +23,27 @@ def linear(x, w, b=None, residual=None, *, activation=None):
         dz = dy.reshape(-1, w.shape[0])
         if activation:
             dz = K.activation_vjp(dz, z, activation)
-        dx = K.matmul(dz, w, reduced=half).reshape(x.shape) if need[0] else None
-        dw = K.matmul(dz, rows, ta=True, reduced=half) if need[1] else None
+        dx = _product(dz, w, x.shape, reduced=half) if need[0] else None
+        dw = _product(dz, rows, w.shape, ta=True, reduced=half) if need[1] else None
         db = K.column_sum(dz) if len(need) > 2 and need[2] else None
         return (dx, dw, db, dy)[: len(need)]
 
     return y.reshape(shape), vjp
 
 
+def _product(a, b, shape, **options):
+    """-> a gradient of `shape` that adds itself (see autograd.tensor._send): the product op(a) @ op(b), made where its sum stands."""
+    def add_to(into):
+        out = None if into is None else into.reshape(-1, shape[-1])
+        return K.matmul(a, b, out=out, accumulate=into is not None, **options).reshape(shape)
+
+    return add_to
+
+
 @op
 def embedding(w, ids):
     """w:(V, C) ids:(...) integers in 0..V-1 -> (..., C)."""
-    return K.embedding(w, ids), lambda dy, need: (K.embedding_vjp(dy, ids, len(w)), None)
+    return K.embedding(w, ids), lambda dy, need: (lambda into: K.embedding_vjp(dy, ids, len(w), out=into), None)
 
 
 @op
