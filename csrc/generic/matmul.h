@@ -2,14 +2,15 @@
 // order; in bfloat16 the chain is of dots of pairs k = (0, 1), (2, 3), ... Tiles, packing, threads and the number of rows are free to
 // change; they never change that chain.
 //
-// Bound: FMA. A tile of R x NV registers keeps both pipes busy; a thread packs a block of B's columns for itself, so that it lies in its L2,
-// and takes it to all rows of A; A is read where it lies, or packed once for all threads (transposed, or to be rounded).
+// Bound: FMA. A tile of R x NV registers keeps both pipes busy; a thread packs a block of B's columns for itself, so that it lies in its
+// L2, and takes it to its rows of A; A is read where it lies, or packed too where it lies transposed or is to be rounded.
 
 constexpr index_t KC = 768;
 constexpr int R_MAX = W == 16 ? 8 : 4;
 constexpr int NV_MAX = W == 4 ? 2 : 3;
 constexpr index_t BLOCK = 192;            // columns of a block: BLOCK * KC lanes stay in L2
 constexpr index_t PACKED_A = 1 << 21;     // lanes of A that are packed at a time
+constexpr index_t K_STEP = 32;            // rows of B, or of a transposed A, that are packed at a time
 constexpr index_t TASK = 2000000;         // multiply-adds of a part of the rows, at least: tens of microseconds
 constexpr index_t SMALL = 400000;         // multiply-adds that one thread does in a few microseconds
 constexpr index_t SKINNY = 8;             // rows up to which B is read where it lies
@@ -20,7 +21,7 @@ struct Float32 {
     static constexpr index_t DEPTH = 1;
     static constexpr bool ROUNDS = false;  // or lanes are what memory holds
     INLINE V along(const float* p, index_t n) { return load_n(p, n); }                     // p[0, n) are neighbours along k
-    INLINE V across(const float* p, const float*, index_t n) { return load_n(p, n); }      // lane i < n: p[i] and, next along k, q[i]
+    INLINE V across(const float* p, const float*, index_t n) { return load_n(p, n); }      // lane i < n: p[i] (and q[i], next along k)
     INLINE V every(const float* lane) { return splat(*lane); }
     INLINE V mul_add(V a, V b, V c) { return a * b + c; }
 };
@@ -119,19 +120,20 @@ static void pack_rows(const float* src, index_t row_step, index_t rows, index_t 
         });
 }
 
-// A transposed in memory, as panels of R_MAX rows: lane dst[(i / R_MAX * lanes + k / DEPTH) * R_MAX + i % R_MAX] = src[i + k * k_step], ...;
-// zero beyond rows.
+// A transposed in memory, as panels of R_MAX rows: lane dst[(i / R_MAX * lanes + k / DEPTH) * R_MAX + i % R_MAX] = src[i + k * k_step],
+// ...; zero beyond rows.
 template <class T>
 static void pack_turned_rows(const float* src, index_t k_step, index_t rows, index_t kc, float* dst) {
     constexpr index_t R = R_MAX;
     const index_t lanes = lanes_of(kc, T::DEPTH);
-    for (index_t i = 0; i < rows; i += W)
-        for (index_t k = 0; k < lanes; ++k) {
-            const float* from = src + i + k * T::DEPTH * k_step;
-            const V x = T::across(from, k * T::DEPTH + 1 < kc ? from + k_step : nullptr, std::min<index_t>(W, rows - i));
-            for (index_t q = 0; q < W && i + q < rows; q += R)
-                std::memcpy(dst + ((i + q) / R * lanes + k) * R, reinterpret_cast<const float*>(&x) + q, R * sizeof(float));
-        }
+    for (index_t k0 = 0; k0 < lanes; k0 += K_STEP)
+        for (index_t i = 0; i < rows; i += W)
+            for (index_t k = k0; k < std::min(lanes, k0 + K_STEP); ++k) {
+                const float* from = src + i + k * T::DEPTH * k_step;
+                const V x = T::across(from, k * T::DEPTH + 1 < kc ? from + k_step : nullptr, std::min<index_t>(W, rows - i));
+                for (index_t q = 0; q < W && i + q < rows; q += R)
+                    std::memcpy(dst + ((i + q) / R * lanes + k) * R, reinterpret_cast<const float*>(&x) + q, R * sizeof(float));
+            }
 }
 
 // ---- the tile ----
@@ -291,67 +293,84 @@ static void skinny(MatmulArgs g) {
 struct Left {  // some rows of A, one K block of them: where they lie, or packed
     const float* a;
     index_t step;
-    bool unit, panels;  // k is dense; panels of R_MAX rows
-    const float* from(index_t i, index_t lanes) const {
-        return unit ? a + i * step : panels ? a + i / R_MAX * R_MAX * lanes + i % R_MAX : a + i;
-    }
+    bool unit;  // k is dense; else panels of R_MAX rows
+    const float* from(index_t i, index_t lanes) const { return unit ? a + i * step : a + i / R_MAX * R_MAX * lanes + i % R_MAX; }
 };
 
-// C[row..row + rows, panels] (+)= A B, B packed: `lanes` of each column.
+// C[rows, panels] (+)= A B, B packed: `lanes` of each column.
 template <class T>
-static void multiply(const MatmulArgs& g, const Left& a, index_t row, index_t rows, const float* b, index_t lanes, const Panels& panels,
-                     float* c, index_t columns, bool add) {
-    for (index_t i = row, r; i < row + rows; i += r) {
-        r = rows_at(row + rows - i);
+static void multiply(const Left& a, index_t rows, const float* b, index_t lanes, const Panels& panels, float* c, index_t c_row,
+                     index_t columns, bool add) {
+    const auto tile = a.unit ? tile_of_rows<true, T> : tile_of_rows<false, T>;
+    for (index_t i = 0, r; i < rows; i += r) {
+        r = rows_at(rows - i);
         for (index_t p = 0; p < panels.count; ++p) {
-            const index_t col = panels.begin(p);
-            const int width = panels.width(p);
-            (a.unit ? tile_of_rows<true, T> : tile_of_rows<false, T>)(int(r), width, a.from(i, lanes), a.step, b + col * lanes, width * W, lanes,
-                                                                      c + i * g.c_row + col, g.c_row, columns - col, add);
+            const index_t col = panels.begin(p), width = panels.width(p) * W;
+            float* to = c + i * c_row + col;
+            for (index_t row = 0; row < r; ++row)  // while the tile computes
+                for (index_t j = 0; j < width; j += 16) __builtin_prefetch(to + row * c_row + j, 1);
+            tile(int(r), int(width / W), a.from(i, lanes), a.step, b + col * lanes, width, lanes, to, c_row, columns - col, add);
         }
     }
 }
 
-// One K block of some rows: threads share the packed A and take blocks of columns, each its own first, then what others have left.
+template <class T>
+static void pack_block(const MatmulArgs& g, index_t k0, index_t kc, index_t col0, index_t columns, const Panels& panels, float* packed) {
+    const index_t step = g.b_col == 1 ? K_STEP : kc;  // rows of B are read once, all panels of them
+    for (index_t k = 0; k < kc; k += step)
+        for (index_t p = 0; p < panels.count; ++p) {
+            const index_t col = panels.begin(p), width = panels.width(p) * W;
+            pack_panel<T>(g.b + (k0 + k) * g.b_row + (col0 + col) * g.b_col, g.b_row, g.b_col, std::min(step, kc - k),
+                          std::min(width, columns - col), width, packed + col * lanes_of(kc, T::DEPTH) + k / T::DEPTH * width);
+        }
+}
+
+// One K block of some rows. C is cut into cells: a block of columns, a share of the rows in parts. A thread packs what it needs of A and
+// B for itself (what another core has just written comes slowly), does its own cells, then parts that others have not come to.
 template <class T>
 static void product_of(const MatmulArgs& g, index_t row0, index_t rows, index_t k0, index_t kc) {
-    const index_t lanes = lanes_of(kc, T::DEPTH), threads = thread_limit(), vectors = (g.n + W - 1) / W;
-    const index_t at_least = (vectors + BLOCK * T::DEPTH / W - 1) / (BLOCK * T::DEPTH / W);
-    const index_t blocks = std::min(vectors, (at_least + threads - 1) / threads * threads);
-    const index_t grain = std::max<index_t>(R_MAX, TASK / (kc * (g.n / blocks + 1)) / R_MAX * R_MAX), parts = (rows + grain - 1) / grain;
-    const bool unit = g.a_col == 1, packed_a = !unit || T::ROUNDS;
-    const index_t panel_rows = (rows + R_MAX - 1) / R_MAX * R_MAX;
-    char* shared = static_cast<char*>(scratch(0, sizeof(index_t) * blocks + 64 + (packed_a ? sizeof(float) * panel_rows * lanes : 0)));
-    index_t* taken = reinterpret_cast<index_t*>(shared);  // parts of each block of columns
-    std::fill_n(taken, blocks, 0);
-    Left a{g.a + row0 * g.a_row + k0 * g.a_col, g.a_row, unit, false};
-    if (packed_a) {
-        float* packed = reinterpret_cast<float*>(shared + (sizeof(index_t) * blocks + 63) / 64 * 64);
-        parallel_ranges(rows, 4 * W, [&](index_t begin, index_t end) {
-            const float* from = a.a + begin * g.a_row;
-            if (unit) pack_rows<T>(from, g.a_row, end - begin, kc, packed + begin * lanes);
-            else pack_turned_rows<T>(from, g.a_col, end - begin, kc, packed + begin * lanes);
-        });
-        a = Left{packed, unit ? lanes : R_MAX, unit, !unit};
+    const bool unit = g.a_col == 1, pack_a = !unit || T::ROUNDS;
+    const index_t lanes = lanes_of(kc, T::DEPTH), vectors = (g.n + W - 1) / W, tiles = (rows + R_MAX - 1) / R_MAX;
+    const index_t threads = thread_limit();
+    index_t across = 1, least = PTRDIFF_MAX;  // threads along the columns: those that make for the least packing
+    for (index_t n = 1; n <= std::min(threads, std::max<index_t>(1, vectors / 2)); ++n) {
+        const index_t packing = (pack_a ? rows * n : 0) + g.n * (threads / n);
+        if (threads % n == 0 && packing < least) across = n, least = packing;
     }
+    const index_t shares = threads / across, at_least = lanes_of(vectors, BLOCK * T::DEPTH / W);
+    const index_t blocks = std::min(vectors, lanes_of(at_least, across) * across), cells = shares * blocks;
+    const index_t share_parts = std::max<index_t>(1, std::min(tiles / shares, rows * kc * (g.n / blocks + 1) / shares / TASK));
+    const index_t parts = shares * share_parts;
+    const std::size_t head = (sizeof(index_t) * cells + 63) / 64 * 64, flags = (parts + 63) / 64 * 64;
+    const std::size_t bytes = head + flags + (pack_a ? sizeof(float) * tiles * R_MAX * lanes : 0);
+    index_t* taken = static_cast<index_t*>(scratch(0, bytes));  // parts of each cell
+    std::fill_n(taken, cells, 0);
     parallel_for(threads, [&](index_t thread) {
-        for (index_t n = 0; n < blocks; ++n) {
-            const index_t block = (thread * blocks / threads + n) % blocks, col0 = block * vectors / blocks * W;
-            const index_t columns = std::min(g.n, (block + 1) * vectors / blocks * W) - col0;
+        char* own = static_cast<char*>(scratch(0, bytes)) + head;
+        float* packed_a = reinterpret_cast<float*>(own + flags);
+        std::fill_n(own, flags, 0);  // whether a part of A is packed
+        for (index_t n = 0; n < cells; ++n) {
+            const index_t cell = (thread * cells / threads + n) % cells, block = cell % blocks, first = cell / blocks * share_parts;
+            const index_t col0 = block * vectors / blocks * W, columns = std::min(g.n, (block + 1) * vectors / blocks * W) - col0;
             const Panels panels(columns);
             float* packed = nullptr;
-            for (index_t part; (part = __atomic_fetch_add(taken + block, 1, __ATOMIC_RELAXED)) < parts;) {
+            for (index_t taking; (taking = __atomic_fetch_add(taken + cell, 1, __ATOMIC_RELAXED)) < share_parts;) {
+                const index_t part = first + taking, row = part * tiles / parts * R_MAX;
+                const index_t part_rows = std::min(rows, (part + 1) * tiles / parts * R_MAX) - row;
                 if (!packed) {
                     packed = static_cast<float*>(scratch(1, sizeof(float) * panels.vectors * W * lanes));
-                    for (index_t p = 0; p < panels.count; ++p) {
-                        const index_t col = panels.begin(p), width = panels.width(p) * W;
-                        pack_panel<T>(g.b + k0 * g.b_row + (col0 + col) * g.b_col, g.b_row, g.b_col, kc, std::min(width, columns - col), width,
-                                      packed + col * lanes);
-                    }
+                    pack_block<T>(g, k0, kc, col0, columns, panels, packed);
                 }
-                const index_t row = part * grain, n_rows = std::min(grain, rows - row);
-                multiply<T>(g, a, row, n_rows, packed, lanes, panels, g.c + row0 * g.c_row + col0, columns, g.accumulate || k0 > 0);
-                if (k0 + kc == g.k && has_epilogue(g)) finish(g, row0 + row, n_rows, col0, columns);
+                const float* from = g.a + (row0 + row) * g.a_row + k0 * g.a_col;
+                float* to = packed_a + row * lanes;
+                if (pack_a && !own[part]) {
+                    unit ? pack_rows<T>(from, g.a_row, part_rows, kc, to) : pack_turned_rows<T>(from, g.a_col, part_rows, kc, to);
+                    own[part] = 1;
+                }
+                const Left a = pack_a ? Left{to, unit ? lanes : R_MAX, unit} : Left{from, g.a_row, true};
+                const index_t at = row0 + row;
+                multiply<T>(a, part_rows, packed, lanes, panels, g.c + at * g.c_row + col0, g.c_row, columns, g.accumulate || k0 > 0);
+                if (k0 + kc == g.k && has_epilogue(g)) finish(g, at, part_rows, col0, columns);
             }
         }
     });
