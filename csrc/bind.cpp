@@ -373,11 +373,10 @@ void sample(Object logits, Object uniform, Object ids, index_t v, double tempera
     active->sample(x, u, to, n, v, temperature, top_k, top_p, min_p);
 }
 
-double fma_peak(index_t rounds) {
+double fma_peak(index_t rounds, bool bf16) {
     std::vector<float> sink(thread_limit());
     py::gil_scoped_release release;
-    active->fma_peak(rounds, sink.data());
-    return 2.0 * 24 * active->width * double(rounds) * double(sink.size());
+    return active->fma_peak(rounds, sink.data(), bf16) * double(sink.size());
 }
 
 }  // namespace

@@ -62,7 +62,7 @@ struct Kernels {
     int width;  // floats in a register
 
     void (*matmul)(const MatmulArgs&);
-    void (*fma_peak)(index_t rounds, float* sink);  // a probe: 2 * 24 * width * rounds FLOP a thread
+    double (*fma_peak)(index_t rounds, float* sink, bool bf16);  // a probe -> FLOP of each thread
 
     // ---- element by element: n elements ----
     void (*activation)(const float* x, float* y, index_t n, Activation act);

@@ -74,7 +74,14 @@ INLINE VU to_bf16(V x) {  // in the low halves
 }
 INLINE V bf16_first(VU pair) { return reinterpret_cast<V>(pair << 16); }
 INLINE V bf16_second(VU pair) { return reinterpret_cast<V>(pair & 0xFFFF0000u); }
-INLINE VU bf16_pair(V first, V second) { return to_bf16(first) | to_bf16(second) << 16; }
+INLINE VU bf16_pair(V first, V second) {
+#ifdef PYLLM_DOT
+    const __m512i interleaved = __m512i(VU{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} * 0x10001u + 0x100000u);
+    return VU(_mm512_permutexvar_epi16(interleaved, __m512i(_mm512_cvtne2ps_pbh(__m512(second), __m512(first)))));
+#else
+    return to_bf16(first) | to_bf16(second) << 16;
+#endif
+}
 
 // acc + a.first * b.first + a.second * b.second
 INLINE V bf16_dot(V acc, VU a, VU b) {

@@ -23,18 +23,18 @@ def median_seconds(function, budget=0.5, rounds=7):
     return statistics.median(seconds(function, min(repeat, 1000)) for _ in range(rounds))
 
 
-def peak_gflops(budget=0.1):
-    """-> float32 multiply-adds in registers, all threads, GFLOP/s (2 a multiply-add); 0.0 without compiled kernels."""
+def peak_gflops(budget=0.1, reduced=False):
+    """-> multiply-adds in registers, all threads, GFLOP/s (2 a multiply-add); 0.0 without compiled kernels. reduced: of bfloat16."""
     if K.active() == "reference":
         return 0.0
     from pyllm.kernels.native import fma_peak
 
-    fma_peak(1000)
+    fma_peak(1000, reduced)
     rounds, best = 20000, 0.0
     deadline = time.perf_counter() + budget
     while time.perf_counter() < deadline:
         began = time.perf_counter()
-        flops = fma_peak(rounds)
+        flops = fma_peak(rounds, reduced)
         best = max(best, flops / (time.perf_counter() - began))
     return best / 1e9
 

@@ -11,7 +11,7 @@ from pyllm.kernels import reference
 
 _C = load("pyllm._C")
 F32 = np.dtype(np.float32)
-fma_peak = _C.fma_peak  # rounds -> FLOP done
+fma_peak = _C.fma_peak  # rounds, bf16 -> FLOP done
 ACTS = {None: 0, "gelu_tanh": 1, "gelu": 2, "silu": 3, "relu": 4}
 
 
