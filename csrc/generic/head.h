@@ -30,15 +30,18 @@ static void fetch_tile(const float* c, index_t c_row, index_t rows, index_t cols
 INLINE index_t tiles_of(index_t rows, const Panels& panels) { return panels.count * ((rows + R_MAX - 1) / R_MAX); }
 
 // Columns [0, n) of rows [0, kc) as the panels of Panels(n), one behind the other.
+template <class T>
 static void pack_columns(const float* src, index_t k_step, index_t j_step, index_t kc, index_t n, float* dst) {
     const Panels panels(n);
     for (index_t p = 0; p < panels.count; ++p) {
         const index_t col = panels.begin(p), width = panels.width(p) * W;
-        pack_panel(src + col * j_step, k_step, j_step, kc, std::min(width, n - col), width, dst + col * kc);
+        pack_panel<T>(src + col * j_step, k_step, j_step, kc, std::min(width, n - col), width, dst + col * lanes_of(kc, T::DEPTH));
     }
 }
 
+template <class T>
 struct Head {
+    static constexpr index_t D = T::DEPTH;
     const HeadArgs& g;
     index_t rows, blocks, parts, per_part, group;  // rows of a chunk; blocks and parts of the vocabulary; chunks at a time
     index_t first = 0, chunks = 0;                 // of the group at hand: its first row, how many chunks
@@ -55,6 +58,10 @@ struct Head {
         per_part = ((g.v + parts - 1) / parts + HEAD_TASK - 1) / HEAD_TASK * HEAD_TASK;
         group = std::clamp<index_t>(g.budget / (rows * g.v), 1, (g.n + rows - 1) / rows);
         width = rows * ((g.c + W - 1) / W * W);
+        Carver measure{nullptr};
+        carve(measure);
+        Carver pieces{static_cast<char*>(scratch(6, measure.used))};
+        carve(pieces);
     }
 
     void carve(Carver& c) {
@@ -97,8 +104,18 @@ struct Head {
     void pack(index_t chunk) {
         const float* h = g.h + begin(chunk) * g.c;
         for (index_t k = 0; k < g.c; k += KC)
-            pack_columns(h + k, 1, g.c, std::min(KC, g.c - k), count(chunk), turned + chunk * width + Panels(count(chunk)).vectors * W * k);
-        if (g.dw) pack_columns(h, g.c, 1, count(chunk), g.c, straight + chunk * width);
+            pack_columns<T>(h + k, 1, g.c, std::min(KC, g.c - k), count(chunk),
+                            turned + chunk * width + Panels(count(chunk)).vectors * W * (k / D));
+        if (g.dw) pack_columns<T>(h, g.c, 1, count(chunk), g.c, straight + chunk * width);
+    }
+
+    // Rows of a left operand as the tile takes them: where they lie, or rounded beside; `step` becomes the distance of two.
+    static const float* rounded(const float* a, index_t r, index_t kc, index_t& step) {
+        if (!T::ROUNDS) return a;
+        float* packed = static_cast<float*>(scratch(7, sizeof(float) * R_MAX * KC));
+        pack_rows<T>(a, step, r, kc, packed);
+        step = lanes_of(kc, D);
+        return packed;
     }
 
     // Logits of n vocabulary rows from v on, then their exponentials.
@@ -107,17 +124,18 @@ struct Head {
         float* to = x + (chunk * g.v + v) * rows;
         Ahead next(g.w + (v + n) * g.c, std::min(n, g.v - v - n) * g.c, tiles_of(n, panels));
         for (index_t k = 0; k < g.c; k += KC) {
-            const index_t kc = std::min(KC, g.c - k);
-            const float* b = turned + chunk * width + panels.vectors * W * k;
-            for (index_t i = 0; i < n;) {
-                const int r = rows_at(n - i);
+            const index_t kc = std::min(KC, g.c - k), lanes = lanes_of(kc, D);
+            const float* b = turned + chunk * width + panels.vectors * W * (k / D);
+            for (index_t i = 0, r; i < n; i += r) {
+                r = rows_at(n - i);
+                index_t step = g.c;
+                const float* a = rounded(g.w + (v + i) * g.c + k, r, kc, step);
                 for (index_t p = 0; p < panels.count; ++p) {
                     const index_t col = panels.begin(p), cols = panels.width(p) * W;
                     next.fetch();
-                    tile_of_rows<true>(r, panels.width(p), g.w + (v + i) * g.c + k, g.c, b + col * kc, cols, kc, to + i * rows + col, rows,
-                                       cols, k > 0);
+                    tile_of_rows<true, T>(int(r), panels.width(p), a, step, b + col * lanes, cols, lanes, to + i * rows + col, rows, cols,
+                                          k > 0);
                 }
-                i += r;
             }
         }
         if (g.b)
@@ -195,17 +213,18 @@ struct Head {
         if (!g.dw) return;
         const Panels panels(g.c);
         Ahead next(dx + n * rows, std::min(n, g.v - v - n) * rows, tiles_of(n, panels));
-        for (index_t i = 0; i < n;) {
-            const int r = rows_at(n - i);
+        for (index_t i = 0, r; i < n; i += r) {
+            r = rows_at(n - i);
+            index_t step = rows;
+            const float* a = rounded(dx + i * rows, r, m, step);
             for (index_t p = 0; p < panels.count; ++p) {
                 const index_t col = panels.begin(p), cols = std::min<index_t>(panels.width(p) * W, g.c - col);
                 float* to = g.dw + (v + i) * g.c + col;
                 if (add) fetch_tile(to, g.c, r, cols);
                 next.fetch();
-                tile_of_rows<true>(r, panels.width(p), dx + i * rows, rows, straight + chunk * width + col * m, panels.width(p) * W, m, to,
-                                   g.c, cols, add);
+                tile_of_rows<true, T>(int(r), panels.width(p), a, step, straight + chunk * width + col * lanes_of(m, D),
+                                      panels.width(p) * W, lanes_of(m, D), to, g.c, cols, add);
             }
-            i += r;
         }
     }
 
@@ -214,22 +233,23 @@ struct Head {
         const index_t m = count(chunk), end = std::min(g.v, (part + 1) * per_part);
         const Panels panels(g.c);
         float* to = parts > 1 ? partial + (chunk * parts + part) * rows * g.c : g.dh + begin(chunk) * g.c;
-        float* packed = static_cast<float*>(scratch(7, sizeof(float) * HEAD_TASK * NV_MAX * W));
+        float* packed = static_cast<float*>(scratch(7, sizeof(float) * HEAD_TASK * (NV_MAX * W + HEAD_ROWS)));
+        float* a = packed + HEAD_TASK * NV_MAX * W;
         for (index_t v = part * per_part; v < end; v += HEAD_TASK) {
-            const index_t n = std::min(HEAD_TASK, end - v), left = std::min(HEAD_TASK, end - v - n);
+            const index_t n = std::min(HEAD_TASK, end - v), lanes = lanes_of(n, D), left = std::min(HEAD_TASK, end - v - n);
             const float *w = g.w + v * g.c, *dx = x + (chunk * g.v + v) * rows;
             Ahead next_w(w + n * g.c, left * g.c, tiles_of(m, panels)), next_x(dx + n * rows, left * rows, tiles_of(m, panels));
+            pack_turned_rows<T>(dx, rows, m, n, a);
             for (index_t p = 0; p < panels.count; ++p) {
                 const index_t col = panels.begin(p), cols = std::min<index_t>(panels.width(p) * W, g.c - col);
-                pack_panel(w + col, g.c, 1, n, cols, panels.width(p) * W, packed);
-                for (index_t i = 0; i < m;) {
-                    const int r = rows_at(m - i);
+                pack_panel<T>(w + col, g.c, 1, n, cols, panels.width(p) * W, packed);
+                for (index_t i = 0, r; i < m; i += r) {
+                    r = rows_at(m - i);
                     next_w.fetch();
                     next_x.fetch();
                     fetch_tile(to + i * g.c + col, g.c, r, cols);
-                    tile_of_rows<false>(r, panels.width(p), dx + i, rows, packed, panels.width(p) * W, n, to + i * g.c + col, g.c, cols,
-                                        v > part * per_part);
-                    i += r;
+                    tile_of_rows<false, T>(int(r), panels.width(p), a + i / R_MAX * R_MAX * lanes + i % R_MAX, R_MAX, packed,
+                                           panels.width(p) * W, lanes, to + i * g.c + col, g.c, cols, v > part * per_part);
                 }
             }
         }
@@ -251,10 +271,5 @@ static void linear_cross_entropy(const HeadArgs& g) {
         if (g.db) std::fill_n(g.db, g.v, 0.0f);
         return;
     }
-    Head head(g);
-    Carver measure{nullptr};
-    head.carve(measure);
-    Carver pieces{static_cast<char*>(scratch(6, measure.used))};
-    head.carve(pieces);
-    head.run();
+    g.bf16 ? Head<BFloat16>(g).run() : Head<Float32>(g).run();
 }

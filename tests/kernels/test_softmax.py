@@ -104,6 +104,21 @@ def test_chunks_of_the_head(isa, monkeypatch):
     np.testing.assert_array_equal(K.linear_cross_entropy(h, w, b, targets)[0], loss)
 
 
+@pytest.mark.parametrize("n, c, v", [(1, 1, 1), (50, 17, 67), (147, 800, 2100), (5, 31, 4097)])
+def test_reduced_head(isa, n, c, v):
+    """bfloat16 products: as near to the reference's, which rounds the same operands, as a flip of a rounding allows."""
+    rng = np.random.default_rng(3)
+    h, w = rng.standard_normal((n, c)).astype(np.float32), (rng.standard_normal((v, c)) * 0.2).astype(np.float32)
+    targets = rng.integers(-1, v, n).astype(np.int32)
+    got = K.linear_cross_entropy(h, w, None, targets, 0.1, 1e-4, need=(True, True, False), reduced=True)
+    expected = reference.linear_cross_entropy(*(a.astype(np.float64) for a in (h, w)), None, targets, 0.1, 1e-4, need=(True, True, False),
+                                              reduced=True)
+    np.testing.assert_allclose(got[0], expected[0], rtol=1e-4, atol=1e-4)
+    for g, e in zip(got[1:3], expected[1:3]):
+        np.testing.assert_allclose(g, e, rtol=2e-2, atol=2e-3 * np.abs(e).max())
+    np.testing.assert_array_equal(K.linear_cross_entropy(h[n // 2 :], w, None, targets[n // 2 :], 0.1, 1e-4, reduced=True)[0], got[0][n // 2 :])
+
+
 def test_head_without_rows():
     h, w, t = np.zeros((0, 4), np.float32), np.ones((7, 4), np.float32), np.zeros(0, np.int32)
     loss, dh, dw, db = K.linear_cross_entropy(h, w, None, t, need=(True, True, True))
