@@ -1,0 +1,261 @@
+// Products with packed weights: bfloat16, or blocks of 32 along k with one scale (q8_0: bytes; q4_0, q4_1: nibbles, the latter with a
+// minimum). 32 rows of the weight, a panel, lie interleaved: 32-bit words (pairs of bfloat16, or 4 bytes of quants) of 32 rows side by
+// side, so that a lane is a row of the weight, one stream serves few rows of x and many alike, and nothing is packed at run time.
+//
+// One rule fixes every bit: an output is a chain over the blocks k = 0, 32, ... of dot(block) * (w scale * x scale), and a block's dot is
+// exact in integers; for bfloat16 a chain of pairs. Tiles, rows, threads never touch it: a row in decoding has the bits it has in a prompt.
+//
+// Bound: with few rows the stream of weights; with many the dot instructions (two float operations a block and register beside eight dots).
+
+constexpr index_t WOVEN = 32;  // rows of the weight that lie interleaved
+constexpr index_t Q_BLOCK = 32;
+constexpr int PACKED_NV = 2;   // registers of a panel at a time
+constexpr int PACKED_R = W == 16 ? 6 : 2;
+constexpr index_t PACKED_ROWS = 96;            // rows of x of a task: they stay in L2 beside a panel
+constexpr index_t PACKED_BYTES = 96 * 1024;    // of weights of a task, unless there would be fewer than 8 tasks
+
+struct Bf16 { static constexpr int WORDS = 16, OFFSET = 0; static constexpr bool MIN = false; };
+struct Q8_0 { static constexpr int WORDS = 8, OFFSET = 128; static constexpr bool MIN = false; };  // bytes are the quants + 128
+struct Q4_0 { static constexpr int WORDS = 4, OFFSET = 8; static constexpr bool MIN = false; };
+struct Q4_1 { static constexpr int WORDS = 4, OFFSET = 0; static constexpr bool MIN = true; };
+template <class F> constexpr bool kFloat = std::is_same_v<F, Bf16>;
+
+template <class Use>
+static void with_format(PackedFormat format, const Use& use) {
+    if (format == kBf16) use(Bf16{});
+    if (format == kQ8_0) use(Q8_0{});
+    if (format == kQ4_0) use(Q4_0{});
+    if (format == kQ4_1) use(Q4_1{});
+}
+
+// ---- x in the weight's precision ----
+struct XBlock {  // 32 of a row of x
+    float scale;
+    int32_t start;  // - OFFSET * sum of the quants: what the weight's bytes have too much
+    float sum;      // scale * sum of the quants: what a weight's minimum is multiplied with
+};
+
+struct XRows {  // words:(m, words) pairs of bfloat16 or 4 bytes; blocks:(m, blocks)
+    uint32_t* words;
+    XBlock* blocks;
+    index_t row_words, row_blocks;
+};
+
+static void round_row(const float* x, index_t k, uint16_t* to) {  // zeros up to a whole block
+    index_t j = 0;
+    for (; j < k; j += W) {
+        const V v = load_n(x + j, std::min<index_t>(W, k - j));
+        const VH half = __builtin_convertvector(to_bf16(v), VH);
+        std::memcpy(to + j, &half, sizeof half);
+    }
+    for (; j % Q_BLOCK; j += W) std::memset(to + j, 0, 2 * W);
+}
+
+// x ~ scale * q, scale = max |x| / 127, q to the nearest whole number. NaN or infinity makes the scale NaN, and so the row's results.
+template <int OFFSET>
+static void quantise_block(const float* x, int8_t* q, XBlock& block) {
+    constexpr int N = int(Q_BLOCK) / W;
+    V v[N], top{}, poison{};
+    for (int i = 0; i < N; ++i) {
+        v[i] = load(x + i * W);
+        top = vmax(top, vmax(v[i], -v[i]));
+        poison += v[i] * 0.0f;
+    }
+    const float most = max_lane(top), inverse = most > 1e-35f ? 127.0f / most : 0.0f;
+    VI total{};
+    for (int i = 0; i < N; ++i) {
+        const V magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer
+        const V scaled = vmin(vmax(v[i] * inverse, splat(-127.0f)), splat(127.0f));
+        const VI n = as_int(scaled + magic) - as_int(magic);
+        total += n;
+        const VB bytes = __builtin_convertvector(n, VB);
+        std::memcpy(q + i * W, &bytes, sizeof bytes);
+    }
+    int32_t sum_q = 0;
+    for (int i = 0; i < W; ++i) sum_q += total[i];
+    block.scale = most / 127.0f + sum(poison);
+    block.start = -OFFSET * sum_q;
+    block.sum = block.scale * float(sum_q);
+}
+
+template <class F>
+static XRows prepare(const PackedArgs& g) {
+    const index_t blocks = (g.i + Q_BLOCK - 1) / Q_BLOCK, words = blocks * (kFloat<F> ? 16 : 8);
+    char* memory = static_cast<char*>(scratch(2, g.m * (words * sizeof(uint32_t) + blocks * sizeof(XBlock))));
+    const XRows x{reinterpret_cast<uint32_t*>(memory), reinterpret_cast<XBlock*>(memory + g.m * words * sizeof(uint32_t)), words, blocks};
+    parallel_ranges(g.m, std::max<index_t>(1, GRAIN / std::max<index_t>(g.i, 1)), [&](index_t begin, index_t end) {
+        for (index_t r = begin; r < end; ++r) {
+            if constexpr (kFloat<F>) {
+                round_row(g.x + r * g.i, g.i, reinterpret_cast<uint16_t*>(x.words + r * words));
+            } else {
+                for (index_t b = 0; b < blocks; ++b)
+                    quantise_block<F::OFFSET>(g.x + r * g.i + b * Q_BLOCK, reinterpret_cast<int8_t*>(x.words + r * words + b * 8),
+                                              x.blocks[r * blocks + b]);
+            }
+        }
+    });
+    return x;
+}
+
+// ---- the tile: R rows of x, NV registers of a panel, all of k ----
+struct Woven {
+    const uint32_t* words;
+    const uint16_t *scales, *mins;
+};
+
+template <int R>
+static void tile(Bf16, const Woven& w, const XRows& x, index_t row, V (&acc)[R][PACKED_NV]) {
+    const uint32_t *from = w.words, *a = x.words + row * x.row_words;
+    for (index_t k = 0; k < x.row_words; ++k, from += WOVEN) {
+        VU wv[PACKED_NV];
+#pragma GCC unroll 4
+        for (int v = 0; v < PACKED_NV; ++v) wv[v] = VU(load_int(from + v * W));
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            const VU pair = VU(splat_int(int32_t(a[r * x.row_words + k])));
+#pragma GCC unroll 4
+            for (int v = 0; v < PACKED_NV; ++v) acc[r][v] = bf16_dot(acc[r][v], wv[v], pair);
+        }
+    }
+}
+
+template <int R>
+INLINE void dots(VI (&dot)[R][PACKED_NV], const VU (&w)[PACKED_NV], const uint32_t* a, index_t a_row) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+        const VI quad = splat_int(int32_t(a[r * a_row]));
+#pragma GCC unroll 4
+        for (int v = 0; v < PACKED_NV; ++v) dot[r][v] = byte_dot(dot[r][v], w[v], quad);
+    }
+}
+
+template <int R, class F>
+static void tile(F, const Woven& w, const XRows& x, index_t row, V (&acc)[R][PACKED_NV]) {
+    const uint32_t *from = w.words, *a = x.words + row * x.row_words;
+    const XBlock* blocks = x.blocks + row * x.row_blocks;
+    for (index_t b = 0; b < x.row_blocks; ++b, a += 8) {
+        VI dot[R][PACKED_NV];
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+            for (int v = 0; v < PACKED_NV; ++v) dot[r][v] = splat_int(blocks[r * x.row_blocks + b].start);
+#pragma GCC unroll 8
+        for (int word = 0; word < F::WORDS; ++word, from += WOVEN) {
+            VU wv[PACKED_NV];
+#pragma GCC unroll 4
+            for (int v = 0; v < PACKED_NV; ++v) wv[v] = VU(load_int(from + v * W));
+            if constexpr (F::WORDS == 8) {
+                dots<R>(dot, wv, a + word, x.row_words);
+            } else {  // low nibbles are the block's first 16 weights, high ones its last
+                VU low[PACKED_NV], high[PACKED_NV];
+#pragma GCC unroll 4
+                for (int v = 0; v < PACKED_NV; ++v) low[v] = wv[v] & 0x0F0F0F0F, high[v] = wv[v] >> 4 & 0x0F0F0F0F;
+                dots<R>(dot, low, a + word, x.row_words);
+                dots<R>(dot, high, a + word + 4, x.row_words);
+            }
+        }
+#pragma GCC unroll 4
+        for (int v = 0; v < PACKED_NV; ++v) {
+            const V scale = load_half(w.scales + b * WOVEN + v * W), least = F::MIN ? load_half(w.mins + b * WOVEN + v * W) : V{};
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r) {
+                const XBlock& block = blocks[r * x.row_blocks + b];
+                acc[r][v] = to_float(dot[r][v]) * (scale * block.scale) + acc[r][v];
+                if constexpr (F::MIN) acc[r][v] = least * block.sum + acc[r][v];
+            }
+        }
+    }
+}
+
+template <class F, int R>
+static void packed_tile(const PackedArgs& g, const XRows& x, index_t row, index_t panel) {
+    for (index_t lane = 0; lane < WOVEN && panel * WOVEN + lane < g.o; lane += PACKED_NV * W) {
+        const index_t blocks = x.row_blocks, scales = panel * blocks * WOVEN + lane, col = panel * WOVEN + lane;
+        const Woven w{g.words + panel * blocks * F::WORDS * WOVEN + lane, g.scales + scales, g.mins + scales};
+        V acc[R][PACKED_NV];
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+            for (int v = 0; v < PACKED_NV; ++v) acc[r][v] = V{};
+        tile<R>(F{}, w, x, row, acc);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+            for (int v = 0; v < PACKED_NV; ++v)
+                if (const index_t left = g.o - col - v * W; left > 0)
+                    store_n(g.y + (row + r) * g.o + col + v * W, acc[r][v], std::min<index_t>(left, W));
+    }
+}
+
+template <class F, int R = PACKED_R>
+static void packed_tile_of_rows(index_t rows, const PackedArgs& g, const XRows& x, index_t row, index_t panel) {
+    if (rows == R) return packed_tile<F, R>(g, x, row, panel);
+    if constexpr (R > 1) packed_tile_of_rows<F, R - 1>(rows, g, x, row, panel);
+}
+
+template <class F>
+static void packed_product(const PackedArgs& g, const MatmulArgs& epilogue) {
+    const XRows x = prepare<F>(g);
+    const index_t panels = (g.o + WOVEN - 1) / WOVEN, panel_bytes = std::max<index_t>(1, x.row_blocks * F::WORDS * WOVEN * 4);
+    const index_t per_task = std::max<index_t>(1, std::min(PACKED_BYTES / panel_bytes, panels / 8));
+    const index_t row_tasks = (g.m + PACKED_ROWS - 1) / PACKED_ROWS, panel_tasks = (panels + per_task - 1) / per_task;
+    parallel_for(panel_tasks * row_tasks, [&](index_t task) {
+        const index_t row0 = task % row_tasks * PACKED_ROWS, end = std::min(g.m, row0 + PACKED_ROWS);
+        const index_t first = task / row_tasks * per_task, last = std::min(panels, first + per_task);
+        const index_t tiles = (end - row0 + PACKED_R - 1) / PACKED_R;  // as even as they come
+        for (index_t panel = first; panel < last; ++panel)
+            for (index_t t = 0; t < tiles; ++t) {
+                const index_t row = row0 + t * (end - row0) / tiles, rows = row0 + (t + 1) * (end - row0) / tiles - row;
+                packed_tile_of_rows<F>(rows, g, x, row, panel);
+                if (has_epilogue(epilogue)) finish(epilogue, row, rows, panel * WOVEN, std::min(WOVEN, g.o - panel * WOVEN));
+            }
+    });
+}
+
+static void packed_linear(const PackedArgs& g) {
+    MatmulArgs epilogue{};
+    epilogue.m = g.m, epilogue.n = g.o, epilogue.c = g.y, epilogue.c_row = g.o;
+    epilogue.bias = g.bias, epilogue.residual = g.residual, epilogue.z = g.z, epilogue.act = g.act;
+    const auto run = [&] { with_format(g.format, [&](auto format) { packed_product<decltype(format)>(g, epilogue); }); };
+    g.m * g.o * g.i < SMALL ? serially(run) : run();
+}
+
+// ---- rows as floats: embeddings, and the vjp's panels ----
+template <class F>
+static void unpack_row(const PackedArgs& g, index_t row, float* y) {
+    const index_t blocks = (g.i + Q_BLOCK - 1) / Q_BLOCK, panel = row / WOVEN, lane = row % WOVEN;
+    const uint32_t* words = g.words + panel * blocks * F::WORDS * WOVEN + lane;
+    for (index_t b = 0; b < blocks; ++b, words += F::WORDS * WOVEN) {
+        float block[Q_BLOCK];
+        if constexpr (kFloat<F>) {
+            for (int i = 0; i < 16; ++i) {
+                const uint32_t pair[2] = {words[i * WOVEN] << 16, words[i * WOVEN] & 0xFFFF0000u};
+                std::memcpy(block + 2 * i, pair, sizeof pair);
+            }
+        } else {
+            const index_t at = (panel * blocks + b) * WOVEN + lane;
+            const float scale = half_to_float(g.scales[at]), least = F::MIN ? half_to_float(g.mins[at]) : 0.0f;
+            for (int i = 0; i < F::WORDS; ++i) {
+                const uint32_t word = words[i * WOVEN];
+                for (int j = 0; j < 4; ++j) {
+                    const int byte = int(word >> 8 * j & 255);
+                    if constexpr (F::WORDS == 8) {
+                        block[4 * i + j] = scale * float(byte - F::OFFSET);
+                    } else {
+                        block[4 * i + j] = scale * float((byte & 15) - F::OFFSET) + least;
+                        block[4 * i + j + 16] = scale * float((byte >> 4) - F::OFFSET) + least;
+                    }
+                }
+            }
+        }
+        std::memcpy(y + b * Q_BLOCK, block, sizeof(float) * std::min(Q_BLOCK, g.i - b * Q_BLOCK));
+    }
+}
+
+static void packed_rows(const PackedArgs& g, const int32_t* ids, index_t n) {  // g.y:(n, I)
+    with_format(g.format, [&](auto format) {
+        parallel_ranges(n, std::max<index_t>(1, GRAIN / std::max<index_t>(g.i, 1)), [&](index_t begin, index_t end) {
+            for (index_t r = begin; r < end; ++r) unpack_row<decltype(format)>(g, ids[r], g.y + r * g.i);
+        });
+    });
+}
