@@ -35,7 +35,7 @@ py::array checked(const py::handle& object, const char* name, bool writeable) {
     if (!py::isinstance<py::array>(object)) fail(py::str(py::type::of(object)).cast<std::string>());
     py::array a = py::reinterpret_borrow<py::array>(object);
     if (!py::dtype::of<T>().equal(a.dtype())) fail(py::str(py::object(a.dtype())).cast<std::string>());
-    if (reinterpret_cast<std::uintptr_t>(a.data()) % alignof(T)) fail("a misaligned one");
+    if (a.size() && reinterpret_cast<std::uintptr_t>(a.data()) % alignof(T)) fail("a misaligned one");
     if (writeable && !a.writeable()) fail("a read-only one");
     return a;
 }

@@ -9,10 +9,10 @@
 
 constexpr index_t WOVEN = 32;  // rows of the weight that lie interleaved
 constexpr index_t Q_BLOCK = 32;
-constexpr int PACKED_NV = 2;   // registers of a panel at a time
+constexpr int PACKED_NV = 2;  // registers of a panel at a time
 constexpr int PACKED_R = W == 16 ? 6 : 2;
-constexpr index_t PACKED_ROWS = 96;            // rows of x of a task: they stay in L2 beside a panel
-constexpr index_t PACKED_BYTES = 96 * 1024;    // of weights of a task, unless there would be fewer than 8 tasks
+constexpr index_t PACKED_TILES = 96 / PACKED_R;  // row tiles of a task: their x stays in L2 beside a panel
+constexpr index_t PACKED_BYTES = 96 * 1024;      // of weights of a task, unless there would be fewer than 8 tasks
 
 struct Bf16 { static constexpr int WORDS = 16, OFFSET = 0; static constexpr bool MIN = false; };
 struct Q8_0 { static constexpr int WORDS = 8, OFFSET = 128; static constexpr bool MIN = false; };  // bytes are the quants + 128
@@ -29,31 +29,36 @@ static void with_format(PackedFormat format, const Use& use) {
 }
 
 // ---- x in the weight's precision ----
-struct XBlock {  // 32 of a row of x
+// 32 of a row of x. The blocks of a tile's rows lie together, (blocks, rows), so that a tile reads one stream of them too.
+struct XPairs {
+    uint32_t words[16];
+};
+struct XBytes {
+    uint32_t words[8];  // 4 bytes each
     float scale;
     int32_t start;  // - OFFSET * sum of the quants: what the weight's bytes have too much
     float sum;      // scale * sum of the quants: what a weight's minimum is multiplied with
 };
+template <class F> using XBlock = std::conditional_t<kFloat<F>, XPairs, XBytes>;
 
-struct XRows {  // words:(m, words) pairs of bfloat16 or 4 bytes; blocks:(m, blocks)
-    uint32_t* words;
-    XBlock* blocks;
-    index_t row_words, row_blocks;
+// Rows [0, m) as tiles of at most PACKED_R, as even as they come.
+struct Tiles {
+    index_t m, count;
+    explicit Tiles(index_t rows) : m(rows), count((rows + PACKED_R - 1) / PACKED_R) {}
+    index_t begin(index_t t) const { return t * m / count; }
 };
 
-static void round_row(const float* x, index_t k, uint16_t* to) {  // zeros up to a whole block
-    index_t j = 0;
-    for (; j < k; j += W) {
-        const V v = load_n(x + j, std::min<index_t>(W, k - j));
+static void round_block(const float* x, index_t n, XPairs& block) {  // zeros behind n
+    for (index_t j = 0; j < Q_BLOCK; j += W) {
+        const V v = j < n ? load_n(x + j, std::min<index_t>(W, n - j)) : V{};
         const VH half = __builtin_convertvector(to_bf16(v), VH);
-        std::memcpy(to + j, &half, sizeof half);
+        std::memcpy(reinterpret_cast<char*>(block.words) + 2 * j, &half, sizeof half);
     }
-    for (; j % Q_BLOCK; j += W) std::memset(to + j, 0, 2 * W);
 }
 
 // x ~ scale * q, scale = max |x| / 127, q to the nearest whole number. NaN or infinity makes the scale NaN, and so the row's results.
 template <int OFFSET>
-static void quantise_block(const float* x, int8_t* q, XBlock& block) {
+static void quantise_block(const float* x, XBytes& block) {
     constexpr int N = int(Q_BLOCK) / W;
     V v[N], top{}, poison{};
     for (int i = 0; i < N; ++i) {
@@ -69,7 +74,7 @@ static void quantise_block(const float* x, int8_t* q, XBlock& block) {
         const VI n = as_int(scaled + magic) - as_int(magic);
         total += n;
         const VB bytes = __builtin_convertvector(n, VB);
-        std::memcpy(q + i * W, &bytes, sizeof bytes);
+        std::memcpy(reinterpret_cast<char*>(block.words) + i * W, &bytes, sizeof bytes);
     }
     int32_t sum_q = 0;
     for (int i = 0; i < W; ++i) sum_q += total[i];
@@ -79,19 +84,19 @@ static void quantise_block(const float* x, int8_t* q, XBlock& block) {
 }
 
 template <class F>
-static XRows prepare(const PackedArgs& g) {
-    const index_t blocks = (g.i + Q_BLOCK - 1) / Q_BLOCK, words = blocks * (kFloat<F> ? 16 : 8);
-    char* memory = static_cast<char*>(scratch(2, g.m * (words * sizeof(uint32_t) + blocks * sizeof(XBlock))));
-    const XRows x{reinterpret_cast<uint32_t*>(memory), reinterpret_cast<XBlock*>(memory + g.m * words * sizeof(uint32_t)), words, blocks};
-    parallel_ranges(g.m, std::max<index_t>(1, GRAIN / std::max<index_t>(g.i, 1)), [&](index_t begin, index_t end) {
-        for (index_t r = begin; r < end; ++r) {
-            if constexpr (kFloat<F>) {
-                round_row(g.x + r * g.i, g.i, reinterpret_cast<uint16_t*>(x.words + r * words));
-            } else {
-                for (index_t b = 0; b < blocks; ++b)
-                    quantise_block<F::OFFSET>(g.x + r * g.i + b * Q_BLOCK, reinterpret_cast<int8_t*>(x.words + r * words + b * 8),
-                                              x.blocks[r * blocks + b]);
-            }
+static const XBlock<F>* prepare(const PackedArgs& g, index_t blocks) {
+    const Tiles tiles(g.m);
+    auto* x = static_cast<XBlock<F>*>(scratch(2, g.m * blocks * sizeof(XBlock<F>)));
+    parallel_ranges(tiles.count, std::max<index_t>(1, GRAIN / PACKED_R / std::max<index_t>(g.i, 1)), [&](index_t first, index_t last) {
+        for (index_t t = first; t < last; ++t) {
+            const index_t begin = tiles.begin(t), rows = tiles.begin(t + 1) - begin;
+            for (index_t r = 0; r < rows; ++r)
+                for (index_t b = 0; b < blocks; ++b) {
+                    const float* from = g.x + (begin + r) * g.i + b * Q_BLOCK;
+                    XBlock<F>& to = x[begin * blocks + b * rows + r];
+                    if constexpr (kFloat<F>) round_block(from, g.i - b * Q_BLOCK, to);
+                    else quantise_block<F::OFFSET>(from, to);
+                }
         }
     });
     return x;
@@ -104,54 +109,55 @@ struct Woven {
 };
 
 template <int R>
-static void tile(Bf16, const Woven& w, const XRows& x, index_t row, V (&acc)[R][PACKED_NV]) {
-    const uint32_t *from = w.words, *a = x.words + row * x.row_words;
-    for (index_t k = 0; k < x.row_words; ++k, from += WOVEN) {
-        VU wv[PACKED_NV];
+static void tile(Bf16, const Woven& w, const XPairs* x, index_t blocks, V (&acc)[R][PACKED_NV]) {
+    const uint32_t* from = w.words;
+    for (index_t b = 0; b < blocks; ++b, x += R)
 #pragma GCC unroll 4
-        for (int v = 0; v < PACKED_NV; ++v) wv[v] = VU(load_int(from + v * W));
+        for (int word = 0; word < 16; ++word, from += WOVEN) {
+            VU wv[PACKED_NV];
+#pragma GCC unroll 4
+            for (int v = 0; v < PACKED_NV; ++v) wv[v] = VU(load_int(from + v * W));
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-            const VU pair = VU(splat_int(int32_t(a[r * x.row_words + k])));
+            for (int r = 0; r < R; ++r) {
+                const VU pair = VU(splat_int(int32_t(x[r].words[word])));
 #pragma GCC unroll 4
-            for (int v = 0; v < PACKED_NV; ++v) acc[r][v] = bf16_dot(acc[r][v], wv[v], pair);
+                for (int v = 0; v < PACKED_NV; ++v) acc[r][v] = bf16_dot(acc[r][v], wv[v], pair);
+            }
         }
-    }
 }
 
 template <int R>
-INLINE void dots(VI (&dot)[R][PACKED_NV], const VU (&w)[PACKED_NV], const uint32_t* a, index_t a_row) {
+INLINE void dots(VI (&dot)[R][PACKED_NV], const VU (&w)[PACKED_NV], const XBytes* x, int word) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-        const VI quad = splat_int(int32_t(a[r * a_row]));
+        const VI quad = splat_int(int32_t(x[r].words[word]));
 #pragma GCC unroll 4
         for (int v = 0; v < PACKED_NV; ++v) dot[r][v] = byte_dot(dot[r][v], w[v], quad);
     }
 }
 
 template <int R, class F>
-static void tile(F, const Woven& w, const XRows& x, index_t row, V (&acc)[R][PACKED_NV]) {
-    const uint32_t *from = w.words, *a = x.words + row * x.row_words;
-    const XBlock* blocks = x.blocks + row * x.row_blocks;
-    for (index_t b = 0; b < x.row_blocks; ++b, a += 8) {
+static void tile(F, const Woven& w, const XBytes* x, index_t blocks, V (&acc)[R][PACKED_NV]) {
+    const uint32_t* from = w.words;
+    for (index_t b = 0; b < blocks; ++b, x += R) {
         VI dot[R][PACKED_NV];
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-            for (int v = 0; v < PACKED_NV; ++v) dot[r][v] = splat_int(blocks[r * x.row_blocks + b].start);
+            for (int v = 0; v < PACKED_NV; ++v) dot[r][v] = splat_int(x[r].start);
 #pragma GCC unroll 8
         for (int word = 0; word < F::WORDS; ++word, from += WOVEN) {
             VU wv[PACKED_NV];
 #pragma GCC unroll 4
             for (int v = 0; v < PACKED_NV; ++v) wv[v] = VU(load_int(from + v * W));
             if constexpr (F::WORDS == 8) {
-                dots<R>(dot, wv, a + word, x.row_words);
+                dots<R>(dot, wv, x, word);
             } else {  // low nibbles are the block's first 16 weights, high ones its last
                 VU low[PACKED_NV], high[PACKED_NV];
 #pragma GCC unroll 4
                 for (int v = 0; v < PACKED_NV; ++v) low[v] = wv[v] & 0x0F0F0F0F, high[v] = wv[v] >> 4 & 0x0F0F0F0F;
-                dots<R>(dot, low, a + word, x.row_words);
-                dots<R>(dot, high, a + word + 4, x.row_words);
+                dots<R>(dot, low, x, word);
+                dots<R>(dot, high, x, word + 4);
             }
         }
 #pragma GCC unroll 4
@@ -159,25 +165,24 @@ static void tile(F, const Woven& w, const XRows& x, index_t row, V (&acc)[R][PAC
             const V scale = load_half(w.scales + b * WOVEN + v * W), least = F::MIN ? load_half(w.mins + b * WOVEN + v * W) : V{};
 #pragma GCC unroll 8
             for (int r = 0; r < R; ++r) {
-                const XBlock& block = blocks[r * x.row_blocks + b];
-                acc[r][v] = to_float(dot[r][v]) * (scale * block.scale) + acc[r][v];
-                if constexpr (F::MIN) acc[r][v] = least * block.sum + acc[r][v];
+                acc[r][v] = to_float(dot[r][v]) * (scale * x[r].scale) + acc[r][v];
+                if constexpr (F::MIN) acc[r][v] = least * x[r].sum + acc[r][v];
             }
         }
     }
 }
 
 template <class F, int R>
-static void packed_tile(const PackedArgs& g, const XRows& x, index_t row, index_t panel) {
+static void packed_tile(const PackedArgs& g, const XBlock<F>* x, index_t blocks, index_t row, index_t panel) {
     for (index_t lane = 0; lane < WOVEN && panel * WOVEN + lane < g.o; lane += PACKED_NV * W) {
-        const index_t blocks = x.row_blocks, scales = panel * blocks * WOVEN + lane, col = panel * WOVEN + lane;
+        const index_t scales = panel * blocks * WOVEN + lane, col = panel * WOVEN + lane;
         const Woven w{g.words + panel * blocks * F::WORDS * WOVEN + lane, g.scales + scales, g.mins + scales};
         V acc[R][PACKED_NV];
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
             for (int v = 0; v < PACKED_NV; ++v) acc[r][v] = V{};
-        tile<R>(F{}, w, x, row, acc);
+        tile<R>(F{}, w, x + row * blocks, blocks, acc);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -188,25 +193,26 @@ static void packed_tile(const PackedArgs& g, const XRows& x, index_t row, index_
 }
 
 template <class F, int R = PACKED_R>
-static void packed_tile_of_rows(index_t rows, const PackedArgs& g, const XRows& x, index_t row, index_t panel) {
-    if (rows == R) return packed_tile<F, R>(g, x, row, panel);
-    if constexpr (R > 1) packed_tile_of_rows<F, R - 1>(rows, g, x, row, panel);
+static void packed_tile_of_rows(index_t rows, const PackedArgs& g, const XBlock<F>* x, index_t blocks, index_t row, index_t panel) {
+    if (rows == R) return packed_tile<F, R>(g, x, blocks, row, panel);
+    if constexpr (R > 1) packed_tile_of_rows<F, R - 1>(rows, g, x, blocks, row, panel);
 }
 
 template <class F>
 static void packed_product(const PackedArgs& g, const MatmulArgs& epilogue) {
-    const XRows x = prepare<F>(g);
-    const index_t panels = (g.o + WOVEN - 1) / WOVEN, panel_bytes = std::max<index_t>(1, x.row_blocks * F::WORDS * WOVEN * 4);
+    const index_t blocks = (g.i + Q_BLOCK - 1) / Q_BLOCK;
+    const XBlock<F>* x = prepare<F>(g, blocks);
+    const Tiles tiles(g.m);
+    const index_t panels = (g.o + WOVEN - 1) / WOVEN, panel_bytes = std::max<index_t>(1, blocks * F::WORDS * WOVEN * 4);
     const index_t per_task = std::max<index_t>(1, std::min(PACKED_BYTES / panel_bytes, panels / 8));
-    const index_t row_tasks = (g.m + PACKED_ROWS - 1) / PACKED_ROWS, panel_tasks = (panels + per_task - 1) / per_task;
+    const index_t row_tasks = (tiles.count + PACKED_TILES - 1) / PACKED_TILES, panel_tasks = (panels + per_task - 1) / per_task;
     parallel_for(panel_tasks * row_tasks, [&](index_t task) {
-        const index_t row0 = task % row_tasks * PACKED_ROWS, end = std::min(g.m, row0 + PACKED_ROWS);
+        const index_t tile = task % row_tasks * PACKED_TILES, end = std::min(tiles.count, tile + PACKED_TILES);
         const index_t first = task / row_tasks * per_task, last = std::min(panels, first + per_task);
-        const index_t tiles = (end - row0 + PACKED_R - 1) / PACKED_R;  // as even as they come
         for (index_t panel = first; panel < last; ++panel)
-            for (index_t t = 0; t < tiles; ++t) {
-                const index_t row = row0 + t * (end - row0) / tiles, rows = row0 + (t + 1) * (end - row0) / tiles - row;
-                packed_tile_of_rows<F>(rows, g, x, row, panel);
+            for (index_t t = tile; t < end; ++t) {
+                const index_t row = tiles.begin(t), rows = tiles.begin(t + 1) - row;
+                packed_tile_of_rows<F>(rows, g, x, blocks, row, panel);
                 if (has_epilogue(epilogue)) finish(epilogue, row, rows, panel * WOVEN, std::min(WOVEN, g.o - panel * WOVEN));
             }
     });

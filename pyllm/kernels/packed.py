@@ -63,9 +63,9 @@ class Packed:
             raise ValueError(f"Packed.from_blocks: {data.size} bytes; expected {o * row} for {format} {tuple(shape)}")
         data = data.reshape(o, row)
         if format == "bf16":
-            filled = np.zeros((o, -(-i // BLOCK), 64), np.uint8)
-            filled.reshape(o, -1)[:, :row] = data
-            return cls(format, shape, _weave(filled.view(np.uint32)))
+            filled = np.zeros((o, 64 * -(-i // BLOCK)), np.uint8)
+            filled[:, :row] = data
+            return cls(format, shape, _weave(filled.view(np.uint32).reshape(o, filled.shape[1] // 64, 16)))
         data = data.reshape(o, i // BLOCK, FORMATS[format])
         head = FORMATS[format] - 4 * _WORDS[format]
         words = np.ascontiguousarray(data[:, :, head:]).view(np.uint32)
@@ -77,10 +77,10 @@ class Packed:
         """-> uint8 (O, bytes of a row): what from_blocks takes, byte for byte."""
         words, (o, i) = _unweave(self.words, self.shape[0]), self.shape
         if self.format == "bf16":
-            return np.ascontiguousarray(words.view(np.uint8).reshape(o, -1)[:, : 2 * i])
+            return np.ascontiguousarray(words.view(np.uint8).reshape(o, 64 * words.shape[1])[:, : 2 * i])
         words = words ^ np.uint32(0x80808080) if self.format == "q8_0" else words
         halves = [_unweave(a[:, :, None], o) for a in (self.scales, self.mins) if a is not None]
-        return np.concatenate([a.view(np.uint8) for a in (*halves, words)], 2).reshape(o, -1)
+        return np.concatenate([a.view(np.uint8) for a in (*halves, words)], 2).reshape(o, i // BLOCK * FORMATS[self.format])
 
     def dequantize(self):
         """-> float32 (O, I)."""
@@ -97,11 +97,6 @@ class Packed:
             values = np.concatenate([quants & 15, quants >> 4], 2).astype(np.float32) - np.float32(8 if self.format == "q4_0" else 0)
         values = values * halves[:, :, :1]
         return (values + halves[:, :, 1:] if self.format == "q4_1" else values).reshape(o, i)
-
-    def first(self, rows):
-        """-> the Packed of the first `rows` rows, over the same memory."""
-        panels = -(-rows // WOVEN)
-        return Packed(self.format, (rows, self.shape[1]), *(a if a is None else a[:panels] for a in (self.words, self.scales, self.mins)))
 
 
 def check(where, format, shape):
@@ -120,7 +115,7 @@ def _weave(x):
     o, blocks, g = x.shape
     if o % WOVEN:
         x = np.concatenate([x, np.zeros((-o % WOVEN, blocks, g), x.dtype)])
-    return np.ascontiguousarray(x.reshape(-1, WOVEN, blocks, g).transpose(0, 2, 3, 1))
+    return np.ascontiguousarray(x.reshape(len(x) // WOVEN, WOVEN, blocks, g).transpose(0, 2, 3, 1))
 
 
 def _unweave(x, rows):

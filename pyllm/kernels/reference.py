@@ -44,7 +44,7 @@ def in_precision_of(w, x):
     """x:(M, I) as products with a Packed w take it: rounded to bfloat16, or to int8 times max|x| / 127 of every block of 32."""
     if w.format == "bf16":
         return bf16(x)
-    blocks = x.astype(np.float32).reshape(len(x), -1, BLOCK)
+    blocks = x.astype(np.float32).reshape(len(x), x.shape[1] // BLOCK, BLOCK)
     most = np.abs(blocks).max(2, keepdims=True, initial=0)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         quants = np.rint(blocks * np.where(most > 1e-35, np.float32(127) / most, np.float32(0)))
