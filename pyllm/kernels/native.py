@@ -99,16 +99,16 @@ def linear(x, w, *, bias=None, act=None, residual=None, out=None, reduced=False)
 
 
 @float32
-def linear_vjp(dy, w, *, out=None, reduced=False):
+def linear_vjp(dy, w, *, out=None, accumulate=False, reduced=False):
     if not isinstance(w, Packed):
-        return matmul(dy, w, out=out, reduced=reduced)
+        return matmul(dy, w, out=out, accumulate=accumulate, reduced=reduced)
     expect(dy.ndim == 2 and dy.shape[1] == len(w), lambda: f"linear_vjp: dy {dy.shape} and w {w}; expected dy (M, {len(w)})")
     dx = empty((len(dy), w.shape[1])) if out is None else out
     floats = empty((min(len(w), UNPACKED), w.shape[1]))
     for i in range(0, len(w), UNPACKED):
         ids = np.arange(i, min(len(w), i + UNPACKED), dtype=np.int32)
         _C.packed_rows(w.native, ids, floats[: len(ids)])
-        matmul(dy[:, i : i + len(ids)], floats[: len(ids)], out=dx, accumulate=i > 0, reduced=reduced)
+        matmul(dy[:, i : i + len(ids)], floats[: len(ids)], out=dx, accumulate=accumulate or i > 0, reduced=reduced)
     return dx
 
 

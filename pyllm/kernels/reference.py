@@ -58,9 +58,10 @@ def linear(x, w, *, bias=None, act=None, residual=None, out=None, reduced=False)
     return matmul(x, w, tb=True, bias=bias, act=act, residual=residual, out=out, reduced=reduced)
 
 
-def linear_vjp(dy, w, *, out=None, reduced=False):
+def linear_vjp(dy, w, *, out=None, accumulate=False, reduced=False):
     """dy:(M, O) -> dx = dy @ w:(M, I); of a Packed w the rounding of x counts as the identity. (dw is matmul(dy, x, ta=True).)"""
-    return matmul(dy, w.dequantize().astype(dy.dtype) if isinstance(w, Packed) else w, out=out, reduced=reduced)
+    w = w.dequantize().astype(dy.dtype) if isinstance(w, Packed) else w
+    return matmul(dy, w, out=out, accumulate=accumulate, reduced=reduced)
 
 
 def column_sum(x):
