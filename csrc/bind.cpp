@@ -417,6 +417,12 @@ double fma_peak(index_t rounds, bool bf16) {
     return active->fma_peak(rounds, sink.data(), bf16) * double(sink.size());
 }
 
+double int8_peak(index_t rounds) {
+    std::vector<float> sink(thread_limit());
+    py::gil_scoped_release release;
+    return active->int8_peak(rounds, sink.data()) * double(sink.size());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
@@ -481,4 +487,5 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     m.def("adamw", adamw);
     m.def("sample", sample);
     m.def("fma_peak", fma_peak);
+    m.def("int8_peak", int8_peak);
 }

@@ -79,6 +79,7 @@ struct Kernels {
     // ---- packed weights ----
     void (*packed_linear)(const PackedArgs&);                                  // y = act(x @ w.T + bias) + residual
     void (*packed_rows)(const PackedArgs&, const int32_t* ids, index_t n);     // y:(n, I) = rows of w
+    double (*int8_peak)(index_t rounds, float* sink);                          // a probe -> operations a thread did, 2 a multiply-add
 
     // ---- element by element: n elements ----
     void (*activation)(const float* x, float* y, index_t n, Activation act);

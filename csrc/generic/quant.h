@@ -13,6 +13,7 @@ constexpr int PACKED_NV = 2;  // registers of a panel at a time
 constexpr int PACKED_R = W == 16 ? 6 : 2;
 constexpr index_t PACKED_TILES = 96 / PACKED_R;  // row tiles of a task: their x stays in L2 beside a panel
 constexpr index_t PACKED_BYTES = 96 * 1024;      // of weights of a task, unless there would be fewer than 8 tasks
+constexpr index_t PACKED_L1 = 16 * 1024;         // of a panel at a time: they stay in L1 while all row tiles of the task meet them
 
 struct Bf16 { static constexpr int WORDS = 16, OFFSET = 0; static constexpr bool MIN = false; };
 struct Q8_0 { static constexpr int WORDS = 8, OFFSET = 128; static constexpr bool MIN = false; };  // bytes are the quants + 128
@@ -84,7 +85,7 @@ static void quantise_block(const float* x, XBytes& block) {
 }
 
 template <class F>
-static const XBlock<F>* prepare(const PackedArgs& g, index_t blocks) {
+static const XBlock<F>* prepare(const PackedArgs& g, index_t blocks) {  // of the tiles one after the other
     const Tiles tiles(g.m);
     auto* x = static_cast<XBlock<F>*>(scratch(2, g.m * blocks * sizeof(XBlock<F>)));
     parallel_ranges(tiles.count, std::max<index_t>(1, GRAIN / PACKED_R / std::max<index_t>(g.i, 1)), [&](index_t first, index_t last) {
@@ -102,7 +103,7 @@ static const XBlock<F>* prepare(const PackedArgs& g, index_t blocks) {
     return x;
 }
 
-// ---- the tile: R rows of x, NV registers of a panel, all of k ----
+// ---- the tile: R rows of x, NV registers of a panel, some blocks of k added to acc ----
 struct Woven {
     const uint32_t* words;
     const uint16_t *scales, *mins;
@@ -172,30 +173,35 @@ static void tile(F, const Woven& w, const XBytes* x, index_t blocks, V (&acc)[R]
     }
 }
 
+struct Blocks {  // those of k that a tile takes now: [first, first + count) of `all`
+    index_t first, count, all;
+};
+
 template <class F, int R>
-static void packed_tile(const PackedArgs& g, const XBlock<F>* x, index_t blocks, index_t row, index_t panel) {
+static void packed_tile(const PackedArgs& g, const XBlock<F>* x, const Blocks& k, index_t row, index_t panel) {
     for (index_t lane = 0; lane < WOVEN && panel * WOVEN + lane < g.o; lane += PACKED_NV * W) {
-        const index_t scales = panel * blocks * WOVEN + lane, col = panel * WOVEN + lane;
-        const Woven w{g.words + panel * blocks * F::WORDS * WOVEN + lane, g.scales + scales, g.mins + scales};
+        const index_t at = panel * k.all + k.first, scales = at * WOVEN + lane, col = panel * WOVEN + lane;
+        const Woven w{g.words + at * F::WORDS * WOVEN + lane, g.scales + scales, g.mins + scales};
         V acc[R][PACKED_NV];
+        const auto each = [&](const auto& use) {
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
+            for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-            for (int v = 0; v < PACKED_NV; ++v) acc[r][v] = V{};
-        tile<R>(F{}, w, x + row * blocks, blocks, acc);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-            for (int v = 0; v < PACKED_NV; ++v)
-                if (const index_t left = g.o - col - v * W; left > 0)
-                    store_n(g.y + (row + r) * g.o + col + v * W, acc[r][v], std::min<index_t>(left, W));
+                for (int v = 0; v < PACKED_NV; ++v)
+                    use(acc[r][v], g.y + (row + r) * g.o + col + v * W, std::min<index_t>(W, g.o - col - v * W));
+        };
+        each([&](V& sum, const float* y, index_t lanes) { sum = k.first > 0 && lanes > 0 ? load_n(y, lanes) : V{}; });
+        tile<R>(F{}, w, x + row * k.all + k.first * R, k.count, acc);
+        each([&](V sum, float* y, index_t lanes) {
+            if (lanes > 0) store_n(y, sum, lanes);
+        });
     }
 }
 
 template <class F, int R = PACKED_R>
-static void packed_tile_of_rows(index_t rows, const PackedArgs& g, const XBlock<F>* x, index_t blocks, index_t row, index_t panel) {
-    if (rows == R) return packed_tile<F, R>(g, x, blocks, row, panel);
-    if constexpr (R > 1) packed_tile_of_rows<F, R - 1>(rows, g, x, blocks, row, panel);
+static void packed_tile_of_rows(index_t rows, const PackedArgs& g, const XBlock<F>* x, const Blocks& k, index_t row, index_t panel) {
+    if (rows == R) return packed_tile<F, R>(g, x, k, row, panel);
+    if constexpr (R > 1) packed_tile_of_rows<F, R - 1>(rows, g, x, k, row, panel);
 }
 
 template <class F>
@@ -203,17 +209,22 @@ static void packed_product(const PackedArgs& g, const MatmulArgs& epilogue) {
     const index_t blocks = (g.i + Q_BLOCK - 1) / Q_BLOCK;
     const XBlock<F>* x = prepare<F>(g, blocks);
     const Tiles tiles(g.m);
-    const index_t panels = (g.o + WOVEN - 1) / WOVEN, panel_bytes = std::max<index_t>(1, blocks * F::WORDS * WOVEN * 4);
-    const index_t per_task = std::max<index_t>(1, std::min(PACKED_BYTES / panel_bytes, panels / 8));
+    constexpr index_t block_bytes = F::WORDS * WOVEN * 4, at_once = PACKED_L1 / block_bytes;
+    const index_t panels = (g.o + WOVEN - 1) / WOVEN;
+    const index_t per_task = std::max<index_t>(1, std::min(PACKED_BYTES / (block_bytes * std::max<index_t>(1, blocks)), panels / 8));
     const index_t row_tasks = (tiles.count + PACKED_TILES - 1) / PACKED_TILES, panel_tasks = (panels + per_task - 1) / per_task;
     parallel_for(panel_tasks * row_tasks, [&](index_t task) {
-        const index_t tile = task % row_tasks * PACKED_TILES, end = std::min(tiles.count, tile + PACKED_TILES);
+        const index_t begin = task % row_tasks * PACKED_TILES, end = std::min(tiles.count, begin + PACKED_TILES);
         const index_t first = task / row_tasks * per_task, last = std::min(panels, first + per_task);
         for (index_t panel = first; panel < last; ++panel)
-            for (index_t t = tile; t < end; ++t) {
-                const index_t row = tiles.begin(t), rows = tiles.begin(t + 1) - row;
-                packed_tile_of_rows<F>(rows, g, x, blocks, row, panel);
-                if (has_epilogue(epilogue)) finish(epilogue, row, rows, panel * WOVEN, std::min(WOVEN, g.o - panel * WOVEN));
+            for (index_t k = 0; k < blocks || k == 0; k += at_once) {
+                const Blocks now{k, std::min(at_once, blocks - k), blocks};
+                for (index_t t = begin; t < end; ++t) {
+                    const index_t row = tiles.begin(t), rows = tiles.begin(t + 1) - row;
+                    packed_tile_of_rows<F>(rows, g, x, now, row, panel);
+                    if (k + now.count == blocks && has_epilogue(epilogue))
+                        finish(epilogue, row, rows, panel * WOVEN, std::min(WOVEN, g.o - panel * WOVEN));
+                }
             }
     });
 }
@@ -264,4 +275,24 @@ static void packed_rows(const PackedArgs& g, const int32_t* ids, index_t n) {  /
             for (index_t r = begin; r < end; ++r) unpack_row<decltype(format)>(g, ids[r], g.y + r * g.i);
         });
     });
+}
+
+// 24 independent dots of bytes a round -> integer operations of a thread: what a perfect tile could do.
+static double int8_peak(index_t rounds, float* sink) {
+    parallel_for(thread_limit(), [&](index_t thread) {
+        VI acc[24], x = splat_int(0x01010101 + int32_t(thread));
+        VU w = VU(splat_int(0x01020304));
+#pragma GCC unroll 24
+        for (int i = 0; i < 24; ++i) acc[i] = splat_int(i);
+        for (index_t round = 0; round < rounds; ++round) {
+            w += 1;
+#pragma GCC unroll 24
+            for (int i = 0; i < 24; ++i) acc[i] = byte_dot(acc[i], w, x);
+        }
+        VI total{};
+#pragma GCC unroll 24
+        for (int i = 0; i < 24; ++i) total ^= acc[i];
+        sink[thread] = sum(to_float(total));
+    });
+    return 24.0 * 8 * W * double(rounds);
 }

@@ -23,6 +23,7 @@ constexpr Kernels table = [] {
     t.fma_peak = fma_peak;
     t.packed_linear = packed_linear;
     t.packed_rows = packed_rows;
+    t.int8_peak = int8_peak;
     t.attention = attention;
     t.attention_vjp = attention_vjp;
     t.rope = rope;
