@@ -35,7 +35,7 @@ py::array checked(const py::handle& object, const char* name, bool writeable) {
     if (!py::isinstance<py::array>(object)) fail(py::str(py::type::of(object)).cast<std::string>());
     py::array a = py::reinterpret_borrow<py::array>(object);
     if (!py::dtype::of<T>().equal(a.dtype())) fail(py::str(py::object(a.dtype())).cast<std::string>());
-    if (reinterpret_cast<std::uintptr_t>(a.data()) % alignof(T)) fail("a misaligned one");
+    if (a.size() && reinterpret_cast<std::uintptr_t>(a.data()) % alignof(T)) fail("a misaligned one");
     if (writeable && !a.writeable()) fail("a read-only one");
     return a;
 }
@@ -104,6 +104,44 @@ void matmul(const py::array& a, const py::array& b, const py::array& c, bool ta,
     g.bf16 = bf16;
     py::gil_scoped_release release;
     active->matmul(g);
+}
+
+// ---- packed weights ----
+
+template <> constexpr const char* kTypeName<uint16_t> = "uint16";
+template <> constexpr const char* kTypeName<uint32_t> = "uint32";
+
+// w: (format, words, scales or None, mins or None, O, I), sizes checked by the class Packed.
+PackedArgs packed_args(const py::tuple& w) {
+    PackedArgs g{};
+    g.format = PackedFormat(w[0].cast<int>());
+    g.words = dense<uint32_t>(w[1], "packed: words");
+    g.scales = dense<uint16_t>(w[2], "packed: scales", false, true);
+    g.mins = dense<uint16_t>(w[3], "packed: mins", false, true);
+    g.o = w[4].cast<index_t>(), g.i = w[5].cast<index_t>();
+    return g;
+}
+
+void packed_linear(const py::tuple& w, Object x, Object y, Object bias, int act, Object z, Object residual) {
+    PackedArgs g = packed_args(w);
+    g.x = in(x, "linear: x");
+    g.y = out(y, "linear: out");
+    g.m = g.o ? size(y) / g.o : 0;
+    g.bias = in(bias, "linear: bias", true);
+    g.residual = in(residual, "linear: residual", true);
+    g.z = out(z, "linear: z", true);
+    g.act = Activation(act);
+    py::gil_scoped_release release;
+    active->packed_linear(g);
+}
+
+void packed_rows(const py::tuple& w, Object ids, Object y) {
+    PackedArgs g = packed_args(w);
+    const int32_t* p = dense<int32_t>(ids, "packed_rows: ids");
+    const index_t n = size(ids);
+    g.y = out(y, "packed_rows: out");
+    py::gil_scoped_release release;
+    active->packed_rows(g, p, n);
 }
 
 // ---- attention and positions ----
@@ -379,6 +417,12 @@ double fma_peak(index_t rounds, bool bf16) {
     return active->fma_peak(rounds, sink.data(), bf16) * double(sink.size());
 }
 
+double int8_peak(index_t rounds) {
+    std::vector<float> sink(thread_limit());
+    py::gil_scoped_release release;
+    return active->int8_peak(rounds, sink.data()) * double(sink.size());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
@@ -416,6 +460,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     });
     m.def("empty", empty);
     m.def("matmul", matmul);
+    m.def("packed_linear", packed_linear);
+    m.def("packed_rows", packed_rows);
     m.def("attention", attention);
     m.def("attention_vjp", attention_vjp);
     m.def("rope", rope);
@@ -441,4 +487,5 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     m.def("adamw", adamw);
     m.def("sample", sample);
     m.def("fma_peak", fma_peak);
+    m.def("int8_peak", int8_peak);
 }

@@ -24,6 +24,18 @@ struct MatmulArgs {
     bool bf16;        // operands rounded to bfloat16 while they are packed, sums in float32
 };
 
+enum PackedFormat : int { kBf16 = 0, kQ8_0 = 1, kQ4_0 = 2, kQ4_1 = 3 };
+
+struct PackedArgs {
+    PackedFormat format;
+    const uint32_t* words;                // (O / 32, I / 32, words of a block, 32): 32 rows interleaved (see generic/quant.h)
+    const uint16_t *scales, *mins;        // (O / 32, I / 32, 32) float16, null where the format has none; O and I rounded up
+    index_t o, i, m;                      // the weight is (O, I)
+    const float *x, *bias, *residual;     // (M, I), (O,) or null, (M, O) or null; added after the activation
+    float *y, *z;                         // (M, O); what went into the activation, or null
+    Activation act;
+};
+
 struct AttentionArgs {
     // rows of q, k, v, ... are `*_row` apart, heads D apart, batch entries `*_batch` apart (so that they may lie in a fused qkv
     // or a longer cache)
@@ -63,6 +75,11 @@ struct Kernels {
 
     void (*matmul)(const MatmulArgs&);
     double (*fma_peak)(index_t rounds, float* sink, bool bf16);  // a probe -> FLOP of each thread
+
+    // ---- packed weights ----
+    void (*packed_linear)(const PackedArgs&);                                  // y = act(x @ w.T + bias) + residual
+    void (*packed_rows)(const PackedArgs&, const int32_t* ids, index_t n);     // y:(n, I) = rows of w
+    double (*int8_peak)(index_t rounds, float* sink);                          // a probe -> operations a thread did, 2 a multiply-add
 
     // ---- element by element: n elements ----
     void (*activation)(const float* x, float* y, index_t n, Activation act);

@@ -3,6 +3,7 @@
 
 #include "generic/elementwise.h"
 #include "generic/matmul.h"
+#include "generic/quant.h"
 #include "generic/norm.h"
 #include "generic/softmax.h"
 #include "generic/embed.h"
@@ -20,6 +21,9 @@ constexpr Kernels table = [] {
     t.width = W;
     t.matmul = matmul;
     t.fma_peak = fma_peak;
+    t.packed_linear = packed_linear;
+    t.packed_rows = packed_rows;
+    t.int8_peak = int8_peak;
     t.attention = attention;
     t.attention_vjp = attention_vjp;
     t.rope = rope;

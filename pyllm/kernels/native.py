@@ -8,6 +8,7 @@ import numpy as np
 
 from pyllm.extension import load
 from pyllm.kernels import reference
+from pyllm.kernels.packed import Packed
 
 _C = load("pyllm._C")
 F32 = np.dtype(np.float32)
@@ -81,6 +82,37 @@ def matmul(a, b, *, ta=False, tb=False, bias=None, act=None, residual=None, out=
     flat = (lambda x: None if x is None else x.reshape(-1, *x.shape[-2:])) if len(lead) > 1 else (lambda x: x)
     _C.matmul(flat(a), flat(b), flat(c), ta, tb, dense(bias), ACTS[act], flat(z), flat(dense(residual)), accumulate, reduced)
     return c if act is None else (c, z)
+
+
+@float32
+def linear(x, w, *, bias=None, act=None, residual=None, out=None, reduced=False):
+    if not isinstance(w, Packed):
+        return matmul(x, w, tb=True, bias=bias, act=act, residual=residual, out=out, reduced=reduced)
+    x, shape = dense(x), (len(x), len(w))
+    expect(x.ndim == 2 and x.shape[1] == w.shape[1], lambda: f"linear: x {x.shape} and w {w}; expected x (M, {w.shape[1]})")
+    for name, a, fits in (("bias", bias, shape[1:]), ("residual", residual, shape), ("out", out, shape)):
+        expect(a is None or a.shape == fits, lambda: f"linear: {name} {a.shape}, expected {fits}")
+    y, z = empty(shape) if out is None else out, empty(shape) if act else None
+    expect(act in ACTS, lambda: f"linear: act={act!r}; expected one of {tuple(ACTS)}")
+    _C.packed_linear(w.native, x, y, dense(bias), ACTS[act], z, dense(residual))
+    return y if act is None else (y, z)
+
+
+@float32
+def linear_vjp(dy, w, *, out=None, accumulate=False, reduced=False):
+    if not isinstance(w, Packed):
+        return matmul(dy, w, out=out, accumulate=accumulate, reduced=reduced)
+    expect(dy.ndim == 2 and dy.shape[1] == len(w), lambda: f"linear_vjp: dy {dy.shape} and w {w}; expected dy (M, {len(w)})")
+    dx = empty((len(dy), w.shape[1])) if out is None else out
+    floats = empty((min(len(w), UNPACKED), w.shape[1]))
+    for i in range(0, len(w), UNPACKED):
+        ids = np.arange(i, min(len(w), i + UNPACKED), dtype=np.int32)
+        _C.packed_rows(w.native, ids, floats[: len(ids)])
+        matmul(dy[:, i : i + len(ids)], floats[: len(ids)], out=dx, accumulate=accumulate or i > 0, reduced=reduced)
+    return dx
+
+
+UNPACKED = 768  # rows of a packed weight that are floats at a time
 
 
 # ---- attention and positions ----
@@ -349,12 +381,33 @@ def linear_cross_entropy(h, w, b, targets, label_smoothing=0.0, z_loss=0.0, need
     if w.dtype != F32 or (b is not None and b.dtype != F32):
         raise TypeError(f"linear_cross_entropy: w {w.dtype}, b {None if b is None else b.dtype}; expected float32 like h")
     targets = _targets("linear_cross_entropy", targets, n, v)
-    h, w, b = dense(h), dense(w), dense(b)
+    packed = isinstance(w, Packed)
+    expect(not (packed and need[1]), lambda: f"linear_cross_entropy: a gradient for w {w}, which is frozen")
+    h, w, b = dense(h), w if packed else dense(w), dense(b)
     loss, dh = empty((n,)), empty((n, c)) if need[0] else None
     dw, db = empty((v, c)) if need[1] else None, empty((v,)) if need[2] else None
-    if v:
-        _C.linear_cross_entropy(dense(h), dense(w), dense(b), targets, loss, dh, dw, db, label_smoothing, z_loss, LOGITS, reduced)
+    if packed:
+        _packed_head(h, w, b, targets, loss, dh, db, label_smoothing, z_loss, need)
+    elif v:
+        _C.linear_cross_entropy(h, w, b, targets, loss, dh, dw, db, label_smoothing, z_loss, LOGITS, reduced)
     return loss, dh, dw, db
+
+
+def _packed_head(h, w, b, targets, loss, dh, db, label_smoothing, z_loss, need):
+    """linear_cross_entropy of a Packed w, in rows whose number depends on V alone."""
+    n, v = len(h), len(w)
+    rows = max(64, LOGITS // max(v, 1) // 8 * 8)
+    logits = empty((min(n, rows), v))
+    if need[2]:
+        db[...] = 0
+    for i in range(0, n, rows):
+        j = min(n, i + rows)
+        x = linear(h[i:j], w, bias=b, out=logits[: j - i])
+        _C.cross_entropy(x, targets[i:j], loss[i:j], v, label_smoothing, z_loss, any(need))
+        if need[0]:
+            linear_vjp(x, w, out=dh[i:j])
+        if need[2]:
+            db += column_sum(x)
 
 
 LOGITS = 7_300_000  # elements that linear_cross_entropy keeps of its (N, V) logits: 29 MB
@@ -390,6 +443,9 @@ def embedding(w, ids):
     expect(w.ndim == 2, lambda: f"embedding: w {w.shape}, expected (V, C)")
     ids = _ids("embedding", "token id", ids, len(w))
     y = empty((*ids.shape, w.shape[1]))
+    if isinstance(w, Packed):
+        _C.packed_rows(w.native, ids, y)
+        return y
     _C.embedding(dense(w), ids, y, w.shape[1])
     return y
 

@@ -5,6 +5,8 @@ for each differentiable input. Dimensions: B rows, T positions, C channels, H he
 """
 import numpy as np
 
+from pyllm.kernels.packed import BLOCK, Packed
+
 
 def empty(shape, dtype=np.float32):
     """An array not filled yet; the native one lies in memory that is reused."""
@@ -36,6 +38,30 @@ def matmul(a, b, *, ta=False, tb=False, bias=None, act=None, residual=None, out=
         np.add(out, c, out=out) if accumulate else np.copyto(out, c)
         c = out
     return c if act is None else (c, z)
+
+
+def in_precision_of(w, x):
+    """x:(M, I) as products with a Packed w take it: rounded to bfloat16, or to int8 times max|x| / 127 of every block of 32."""
+    if w.format == "bf16":
+        return bf16(x)
+    blocks = x.astype(np.float32).reshape(len(x), x.shape[1] // BLOCK, BLOCK)
+    most = np.abs(blocks).max(2, keepdims=True, initial=0)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        quants = np.rint(blocks * np.where(most > 1e-35, np.float32(127) / most, np.float32(0)))
+        return (quants.astype(x.dtype) * (most / np.float32(127) + 0 * blocks.sum(2, keepdims=True))).reshape(x.shape)
+
+
+def linear(x, w, *, bias=None, act=None, residual=None, out=None, reduced=False):
+    """x:(M, I) w:(O, I), an array or Packed -> act(x @ w.T + bias) + residual:(M, O); see matmul. Packed: x in the precision of w."""
+    if isinstance(w, Packed):
+        x, w, reduced = in_precision_of(w, x), w.dequantize().astype(x.dtype), False
+    return matmul(x, w, tb=True, bias=bias, act=act, residual=residual, out=out, reduced=reduced)
+
+
+def linear_vjp(dy, w, *, out=None, accumulate=False, reduced=False):
+    """dy:(M, O) -> dx = dy @ w:(M, I); of a Packed w the rounding of x counts as the identity. (dw is matmul(dy, x, ta=True).)"""
+    w = w.dequantize().astype(dy.dtype) if isinstance(w, Packed) else w
+    return matmul(dy, w, out=out, accumulate=accumulate, reduced=reduced)
 
 
 def column_sum(x):
@@ -206,9 +232,9 @@ def cross_entropy(logits, targets, label_smoothing=0.0, z_loss=0.0):
 
 
 def linear_cross_entropy(h, w, b, targets, label_smoothing=0.0, z_loss=0.0, need=(False, False, False), reduced=False):
-    """h:(N, C) w:(V, C) b:(V,) or None -> loss:(N,), dh, dw, db (each None where not needed); see cross_entropy, matmul."""
-    loss, dlogits = cross_entropy(matmul(h, w, tb=True, bias=b, reduced=reduced), targets, label_smoothing, z_loss)
-    return (loss, matmul(dlogits, w, reduced=reduced) if need[0] else None,
+    """h:(N, C) w:(V, C), an array or Packed, b:(V,) or None -> loss:(N,), dh, dw, db (each None where not needed); see cross_entropy, matmul."""
+    loss, dlogits = cross_entropy(linear(h, w, bias=b, reduced=reduced), targets, label_smoothing, z_loss)
+    return (loss, linear_vjp(dlogits, w, reduced=reduced) if need[0] else None,
             matmul(dlogits, h, ta=True, reduced=reduced) if need[1] else None, dlogits.sum(0) if need[2] else None)
 
 
@@ -292,8 +318,8 @@ def rope(x, cos, sin, positions, interleaved=False, inverse=False):
 
 
 def embedding(w, ids):
-    """w:(V, C) ids:(...) int32 -> (..., C)."""
-    return w[ids]
+    """w:(V, C), an array or Packed, ids:(...) int32 -> (..., C)."""
+    return (w.dequantize() if isinstance(w, Packed) else w)[ids]
 
 
 def embedding_vjp(dy, ids, rows, out=None):

@@ -3,5 +3,7 @@ from pyllm.nn.cache import Cache
 from pyllm.nn.layers import Embedding, LayerNorm, Linear, RMSNorm
 from pyllm.nn.module import Module, normal, parameter
 from pyllm.nn.positions import RotaryTable, positions
+from pyllm.nn.quant import quantize
 
-__all__ = ["Cache", "Embedding", "LayerNorm", "Linear", "Module", "RMSNorm", "RotaryTable", "normal", "parameter", "positions"]
+__all__ = ["Cache", "Embedding", "LayerNorm", "Linear", "Module", "RMSNorm", "RotaryTable", "normal", "parameter", "positions",
+           "quantize"]

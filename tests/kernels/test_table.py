@@ -103,4 +103,4 @@ def test_wrong_shapes_are_named(case):
 
 def test_every_kernel_has_a_case():
     missing = set(K.KERNELS) - {case.kernel for case in CASES}
-    assert missing <= {"empty", "matmul", "attention", "attention_vjp", "rope", "random_bits"}, missing
+    assert missing <= {"empty", "matmul", "linear", "linear_vjp", "attention", "attention_vjp", "rope", "random_bits"}, missing
