@@ -392,6 +392,7 @@ static void clear(const MatmulArgs& g) {  // K = 0: an empty sum
 }
 
 static void matmul(const MatmulArgs& args) {
+    if (!args.m || !args.n) return;
     const auto one = [&](index_t entry) {
         MatmulArgs g = args;
         g.a += entry * g.a_batch;
