@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -70,7 +71,7 @@ public:
     template <class T = float>
     T* out(index_t count) {
         T* x = take<T>(count);
-        std::memset(x, 0xFF, sizeof(T) * std::size_t(count));  // NaN, -1
+        std::fill_n(reinterpret_cast<unsigned char*>(x), sizeof(T) * std::size_t(count), 0xFF);  // NaN, -1
         return x;
     }
     template <class T>
@@ -110,7 +111,7 @@ public:
         judge(output, error == error ? error / square : std::numeric_limits<double>::infinity(), limit);
     }
 
-    static inline int failures = 0, comparisons = 0;
+    static inline std::atomic<int> failures{0}, comparisons{0};
     static inline double worst = 0;  // error as a part of its tolerance, over all outputs of a kernel
 
 private:
@@ -148,7 +149,7 @@ private:
             return true;
         }
         ++comparisons;
-        if (at_ >= bits_.size() || bits_[at_].size() != size || std::memcmp(bits_[at_].data(), bytes, size))
+        if (at_ >= bits_.size() || !std::equal(bits_[at_].begin(), bits_[at_].end(), bytes, bytes + size))
             fail(output, "other bits than on one thread");
         ++at_;
         return false;

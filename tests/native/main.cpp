@@ -1,8 +1,7 @@
 // Runs every case on every table of this CPU, then the threads and the memory under them. Exit code 1 where anything is wrong.
-//   native [KERNEL...]: those cases alone; "threads": the pool alone
+//   native [--no-fork] [NAME...]: all or the kernels named; "threads": the pool, without a fork for tools that cannot follow one
 #include <sys/wait.h>
 
-#include <atomic>
 #include <stdexcept>
 #include <thread>
 
@@ -99,10 +98,10 @@ void a_forked_child_has_a_pool_of_its_own() {
 
 }  // namespace
 
-int main(int count, char** names) {
-    const auto wanted = [&](const char* name) {
-        return count == 1 || std::any_of(names + 1, names + count, [&](const char* n) { return !std::strcmp(n, name); });
-    };
+int main(int count, char** arguments) {
+    const bool no_fork = count > 1 && !std::strcmp(arguments[1], "--no-fork");
+    const std::vector<std::string> names(arguments + 1 + no_fork, arguments + count);
+    const auto wanted = [&](const char* name) { return names.empty() || std::find(names.begin(), names.end(), name) != names.end(); };
     int tables;
     const Kernels* const* table = kernel_tables(&tables);
     for (int i = 0; i < tables; ++i) {
@@ -125,10 +124,8 @@ int main(int count, char** names) {
         regions();
         what_a_chunk_throws_comes_out();
         callers_side_by_side(*table[0]);
-#ifndef __SANITIZE_THREAD__  // which cannot follow a fork of a process with threads
-        a_forked_child_has_a_pool_of_its_own();
-#endif
+        if (!no_fork) a_forked_child_has_a_pool_of_its_own();
     }
-    std::printf("%d comparisons, %d failures\n", Check::comparisons, Check::failures);
+    std::printf("%d comparisons, %d failures\n", Check::comparisons.load(), Check::failures.load());
     return Check::failures != 0;
 }
