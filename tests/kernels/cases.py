@@ -24,7 +24,7 @@ class Case:
         return "-".join([self.kernel, *(str(v) for v in self.kwargs.values())])
 
     def outputs(self, source, args):
-        """The kernel of `source` on copies of args (the last may be a dict of options) -> arrays; what changes in place counts as output."""
+        """The kernel of `source` on copies of args (the last may be a dict of options) -> arrays; what it changes in place is output."""
         if self.kernel == "adamw":
             args = [a.copy() if isinstance(a, np.ndarray) else a for a in args]
             source.adamw(*args, **self.kwargs)

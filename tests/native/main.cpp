@@ -117,7 +117,8 @@ int main(int count, char** arguments) {
                     for (const index_t n : {0, 1, 5}) run(*table[i], test, n, c, false);
                 run(*table[i], test, 331, 301, true);
             }
-            std::printf("  %-16s %5d comparisons, largest error %.2f of its bound\n", test.kernel, Check::comparisons - before, Check::worst);
+            const int compared = Check::comparisons - before;
+            std::printf("  %-16s %5d comparisons, largest error %.2f of its bound\n", test.kernel, compared, Check::worst);
         }
     }
     if (wanted("threads")) {

@@ -3,13 +3,14 @@
 
 namespace {
 
-double act(double x, Activation a) { return a == kSilu ? x / (1 + std::exp(-x)) : a == kGelu ? 0.5 * x * std::erfc(-x / std::sqrt(2.0)) : x; }
+double act(double x, Activation a) { return a == kSilu ? x / (1 + std::exp(-x)) : 0.5 * x * std::erfc(-x / std::sqrt(2.0)); }  // or gelu
 
 struct Shape {
     index_t batch, m, n, k;
 };
-constexpr Shape kShapes[] = {{1, 0, 5, 3},  {1, 3, 4, 0},    {1, 1, 1, 1},    {1, 1, 33, 17},   {1, 2, 65, 64},    {1, 5, 7, 9},  {1, 8, 129, 31},
-                             {1, 9, 48, 5}, {3, 17, 49, 33}, {1, 63, 24, 65}, {1, 129, 97, 96}, {1, 40, 530, 780}, {5, 90, 70, 80}};
+constexpr Shape kShapes[] = {{1, 0, 5, 3},    {1, 3, 4, 0},  {1, 1, 1, 1},    {1, 1, 33, 17},  {1, 2, 65, 64},   {1, 5, 7, 9},
+                             {1, 8, 129, 31}, {1, 9, 48, 5}, {3, 17, 49, 33}, {1, 63, 24, 65}, {1, 129, 97, 96}, {1, 40, 530, 780},
+                             {5, 90, 70, 80}};
 
 }  // namespace
 
@@ -168,7 +169,8 @@ CASE_OF_OWN_SIZES(attention_vjp) {
     for (const Setting& s : kSettings) {
         AttentionArgs g = arguments(t, s);
         t.kernels.attention(g);
-        const index_t q_count = g.b * g.tq * g.h * g.d, k_count = g.b * g.tk * g.hkv * g.d, bias_count = s.bias ? (s.bias == 1 ? g.b * g.h : 1) * g.tq * g.tk : 0;
+        const index_t q_count = g.b * g.tq * g.h * g.d, k_count = g.b * g.tk * g.hkv * g.d;
+        const index_t bias_count = s.bias ? (s.bias == 1 ? g.b * g.h : 1) * g.tq * g.tk : 0;
         g.dout = t.normal(q_count);
         g.dq = t.out(q_count), g.dk = t.out(k_count), g.dv = t.out(k_count);
         g.dq_row = g.q_row, g.dq_batch = g.q_batch, g.dk_row = g.dv_row = g.hkv * g.d, g.dk_batch = g.dv_batch = g.tk * g.dk_row;
@@ -211,7 +213,8 @@ CASE_OF_OWN_SIZES(rope) {
             for (const bool interleaved : {false, true})
                 for (const bool inverse : {false, true}) {
                     const index_t rows = 37, d = rotary + heads, x_row = heads * d + 5, places = 50, half = rotary / 2;
-                    const float *x = t.normal((rows - 1) * x_row + heads * d), *cos = t.normal(places * half), *sin = t.normal(places * half);
+                    const float* x = t.normal((rows - 1) * x_row + heads * d);
+                    const float *cos = t.normal(places * half), *sin = t.normal(places * half);
                     const int32_t* positions = t.ids(rows, 0, places);
                     float* y = t.out(rows * heads * d);
                     t.kernels.rope(x, y, cos, sin, positions, rows, heads, d, rotary, x_row, interleaved, inverse);
@@ -222,7 +225,8 @@ CASE_OF_OWN_SIZES(rope) {
                                 std::copy_n(from, d, e);
                                 for (index_t i = 0; i < half; ++i) {
                                     const index_t one = interleaved ? 2 * i : i, two = interleaved ? 2 * i + 1 : half + i;
-                                    const double c = cos[positions[row] * half + i], s = (inverse ? -1.0 : 1.0) * sin[positions[row] * half + i];
+                                    const index_t at = positions[row] * half + i;
+                                    const double c = cos[at], s = inverse ? -sin[at] : sin[at];
                                     e[one] = from[one] * c - from[two] * s, e[two] = from[two] * c + from[one] * s;
                                 }
                             }

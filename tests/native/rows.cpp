@@ -1,4 +1,4 @@
-// Kernels over n rows of c: activations, norms, softmax and losses, embedding, optimizer, sampling. The references are plain loops in float64.
+// Kernels over n rows of c: activations, norms, softmax and losses, embedding, optimizer, sampling, against plain loops in float64.
 #include "check.h"
 
 namespace {
@@ -99,7 +99,9 @@ CASE(glu_vjp) {
         const float *gate = t.normal(count, 3), *up = t.normal(count), *dy = t.normal(count);
         float *dgate = t.out(count), *dup = t.out(count);
         t.kernels.glu_vjp(dy, gate, up, dgate, dup, count, a);
-        t.expect("dgate", dgate, count, 2e-6, [&](double* e) { each(count, [&](index_t i) { e[i] = double(dy[i]) * up[i] * slope(gate[i], a); }); });
+        t.expect("dgate", dgate, count, 2e-6, [&](double* e) {
+            each(count, [&](index_t i) { e[i] = double(dy[i]) * up[i] * slope(gate[i], a); });
+        });
         t.expect("dup", dup, count, 2e-6, [&](double* e) { each(count, [&](index_t i) { e[i] = dy[i] * act(gate[i], a); }); });
     }
 }
@@ -165,7 +167,10 @@ CASE(layer_norm_vjp) {
         t.expect("dx", dx, t.n * t.c, 1e-5, [&](double* e) {
             rows(dy, t.n, t.c, [&](index_t i, const float* row) {
                 double g = 0, gx = 0;
-                each(t.c, [&](index_t j) { g += double(row[j]) * w[j] / double(t.c), gx += double(row[j]) * w[j] * hat(i, j) / double(t.c); });
+                each(t.c, [&](index_t j) {
+                    g += double(row[j]) * w[j] / double(t.c);
+                    gx += double(row[j]) * w[j] * hat(i, j) / double(t.c);
+                });
                 each(t.c, [&](index_t j) { e[i * t.c + j] = (double(row[j]) * w[j] - g - hat(i, j) * gx) * m.rstd[i]; });
             });
         });
@@ -186,7 +191,9 @@ CASE(rms_norm) {
     const Moments m(t, x, false);
     t.expect("rstd", rstd, t.n, 5e-6, [&](double* e) { std::copy_n(m.rstd, t.n, e); });
     t.expect("y", y, t.n * t.c, 5e-6, [&](double* e) {
-        rows(x, t.n, t.c, [&](index_t i, const float* row) { each(t.c, [&](index_t j) { e[i * t.c + j] = double(row[j]) * m.rstd[i] * w[j]; }); });
+        rows(x, t.n, t.c, [&](index_t i, const float* row) {
+            each(t.c, [&](index_t j) { e[i * t.c + j] = double(row[j]) * m.rstd[i] * w[j]; });
+        });
     });
 }
 
@@ -206,7 +213,9 @@ CASE(rms_norm_vjp) {
         });
         if (!need_w) continue;
         t.expect("dw", dw, t.c, 1e-5, [&](double* e) {
-            rows(dy, t.n, t.c, [&](index_t i, const float* row) { each(t.c, [&](index_t j) { e[j] += double(row[j]) * x[i * t.c + j] * m.rstd[i]; }); });
+            rows(dy, t.n, t.c, [&](index_t i, const float* row) {
+                each(t.c, [&](index_t j) { e[j] += double(row[j]) * x[i * t.c + j] * m.rstd[i]; });
+            });
         });
     }
 }
@@ -293,7 +302,8 @@ CASE(cross_entropy) {
                     if (targets[i] < 0) return;
                     const double all = log_sum(row, t.c);
                     each(t.c, [&](index_t j) {
-                        e[i * t.c + j] = std::exp(row[j] - all) * (1 + 2 * z * all) - smoothing / double(t.c) - (1 - smoothing) * (j == targets[i]);
+                        const double p = std::exp(row[j] - all) * (1 + 2 * z * all);
+                        e[i * t.c + j] = p - smoothing / double(t.c) - (1 - smoothing) * (j == targets[i]);
                     });
                 });
             });
@@ -328,7 +338,8 @@ CASE(adamw) {
     const index_t count = t.n * t.c;
     const float *p0 = t.normal(count), *g = t.normal(count), *m0 = t.normal(count), *v0 = t.normal(count, 0.1, 1);
     float *p = t.copy(p0, count), *m = t.copy(m0, count), *v = t.copy(v0, count);
-    const double lr = 1e-3, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, decay = 0.1, correction1 = 1 - std::pow(beta1, 3), correction2 = 1 - std::pow(beta2, 3);
+    const double lr = 1e-3, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, decay = 0.1;
+    const double correction1 = 1 - std::pow(beta1, 3), correction2 = 1 - std::pow(beta2, 3);
     each(count, [&](index_t i) { v[i] = std::abs(v[i]); });
     t.kernels.adamw(p, g, m, v, count, lr, beta1, beta2, eps, decay, correction1, correction2, 0.5);
     const auto first = [&](index_t i) { return m0[i] + (1 - beta1) * (0.5 * g[i] - m0[i]); };
@@ -336,7 +347,9 @@ CASE(adamw) {
     t.expect("m", m, count, 1e-6, [&](double* e) { each(count, [&](index_t i) { e[i] = first(i); }); });
     t.expect("v", v, count, 1e-6, [&](double* e) { each(count, [&](index_t i) { e[i] = second(i); }); });
     t.expect("p", p, count, 1e-6, [&](double* e) {
-        each(count, [&](index_t i) { e[i] = p0[i] * (1 - lr * decay) - lr * first(i) / correction1 / (std::sqrt(second(i) / correction2) + eps); });
+        each(count, [&](index_t i) {
+            e[i] = p0[i] * (1 - lr * decay) - lr * first(i) / correction1 / (std::sqrt(second(i) / correction2) + eps);
+        });
     });
 }
 
@@ -360,7 +373,7 @@ CASE(sample) {
                 const auto weight = [&](std::size_t j) { return std::exp((order[0].first - order[j].first) / s.temperature); };
                 for (std::size_t j = 0; j < order.size(); ++j) all += weight(j);
                 std::size_t count = 0;
-                for (; count < order.size() && (!count || (kept / all < s.top_p && weight(count) >= s.min_p)); ++count) kept += weight(count);
+                while (count < order.size() && (!count || (kept / all < s.top_p && weight(count) >= s.min_p))) kept += weight(count++);
                 for (std::size_t j = 0; j < count; ++j) {
                     e[i] = double(order[j].second);
                     if ((reached += weight(j)) > uniform[i] * kept) return;
