@@ -233,3 +233,49 @@ CASE_OF_OWN_SIZES(rope) {
                     });
                 }
 }
+
+// ---- the head and its loss -------------------------------------------------------------------------------------------
+
+CASE_OF_OWN_SIZES(linear_cross_entropy) {
+    struct Size { index_t n, v, c, budget; };
+    for (const Size s : {Size{0, 5, 3, 100}, Size{1, 1, 1, 100}, Size{5, 33, 17, 100}, Size{50, 97, 24, 5000}, Size{150, 300, 40, 1000000},
+                         Size{9, 4300, 20, 1000000}})
+        for (const bool plain : {true, false}) {
+            const double smoothing = plain ? 0 : 0.1f, z = plain ? 0 : 1e-3f;
+            HeadArgs g{};
+            g.h = t.normal(s.n * s.c), g.w = t.normal(s.v * s.c), g.b = plain ? nullptr : t.normal(s.v);
+            g.targets = t.ids(s.n, -1, s.v);
+            g.loss = t.out(s.n), g.dh = t.out(s.n * s.c), g.dw = t.out(s.v * s.c), g.db = plain ? nullptr : t.out(s.v);
+            g.n = s.n, g.v = s.v, g.c = s.c, g.budget = s.budget;
+            g.label_smoothing = float(smoothing), g.z_loss = float(z);
+            t.kernels.linear_cross_entropy(g);
+            std::vector<double> dh(std::size_t(s.n * s.c), 0.0), dw(std::size_t(s.v * s.c), 0.0), db(std::size_t(s.v), 0.0);
+            t.expect("loss", g.loss, s.n, 5e-6, [&](double* e) {
+                for (index_t i = 0; i < s.n; ++i) {
+                    if (g.targets[i] < 0) continue;
+                    std::vector<double> x(static_cast<std::size_t>(s.v));
+                    double top = -1e300, total = 0, mean = 0;
+                    for (index_t j = 0; j < s.v; ++j) {
+                        double& logit = x[std::size_t(j)] = g.b ? g.b[j] : 0;
+                        for (index_t k = 0; k < s.c; ++k) logit += double(g.h[i * s.c + k]) * g.w[j * s.c + k];
+                        top = std::max(top, logit), mean += logit / double(s.v);
+                    }
+                    for (const double logit : x) total += std::exp(logit - top);
+                    const double lse = top + std::log(total);
+                    e[i] = lse - (1 - smoothing) * x[std::size_t(g.targets[i])] - smoothing * mean + z * lse * lse;
+                    for (index_t j = 0; j < s.v; ++j) {
+                        const double p = std::exp(x[std::size_t(j)] - lse) * (1 + 2 * z * lse);
+                        const double dx = p - smoothing / double(s.v) - (1 - smoothing) * (j == g.targets[i]);
+                        db[std::size_t(j)] += dx;
+                        for (index_t k = 0; k < s.c; ++k) {
+                            dh[std::size_t(i * s.c + k)] += dx * g.w[j * s.c + k];
+                            dw[std::size_t(j * s.c + k)] += dx * g.h[i * s.c + k];
+                        }
+                    }
+                }
+            });
+            t.expect("dh", g.dh, s.n * s.c, 1e-5, [&](double* e) { std::copy(dh.begin(), dh.end(), e); });
+            t.expect("dw", g.dw, s.v * s.c, 1e-5, [&](double* e) { std::copy(dw.begin(), dw.end(), e); });
+            if (g.db) t.expect("db", g.db, s.v, 1e-5, [&](double* e) { std::copy(db.begin(), db.end(), e); });
+        }
+}
