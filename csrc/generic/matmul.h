@@ -7,7 +7,11 @@
 
 constexpr index_t KC = 768;
 constexpr int R_MAX = W == 16 ? 8 : 4;
+#if defined(__aarch64__)
+constexpr int NV_MAX = 4;  // 32 registers of 4 floats: 16 sums keep four pipes busy
+#else
 constexpr int NV_MAX = W == 4 ? 2 : 3;
+#endif
 constexpr index_t BLOCK = 192;            // columns of a block: BLOCK * KC lanes stay in L2
 constexpr index_t PACKED_A = 1 << 21;     // lanes of A that are packed at a time
 constexpr index_t K_STEP = 32;            // rows of B, or of a transposed A, that are packed at a time
@@ -179,6 +183,8 @@ static void tile_of_width(int nv, const float* a, index_t a_step, const float* b
     if (nv == 2) tile<R, 2, UNIT, T>(a, a_step, b, b_row, kc, c, c_row, cols, add);
     if constexpr (NV_MAX >= 3)
         if (nv == 3) tile<R, 3, UNIT, T>(a, a_step, b, b_row, kc, c, c_row, cols, add);
+    if constexpr (NV_MAX >= 4)
+        if (nv == 4) tile<R, 4, UNIT, T>(a, a_step, b, b_row, kc, c, c_row, cols, add);
 }
 
 // `rows` of 1, 2, 4 or 8.
@@ -392,6 +398,7 @@ static void clear(const MatmulArgs& g) {  // K = 0: an empty sum
 }
 
 static void matmul(const MatmulArgs& args) {
+    if (!args.m || !args.n) return;
     const auto one = [&](index_t entry) {
         MatmulArgs g = args;
         g.a += entry * g.a_batch;

@@ -51,7 +51,7 @@ def check(q, k, v, dout, options, need_bias=False):
             assert got is None
             continue
         assert got.shape == expected.shape and got.dtype == np.float32, name
-        size = np.abs(expected).max(initial=1.0)
+        size = np.abs(expected).max(initial=q.shape[-1] ** 0.5)  # of the sums over D whose difference may be 0
         np.testing.assert_allclose(got / size, expected / size, atol=2e-5, err_msg=name)
     return out, lse, *grads
 
