@@ -163,7 +163,7 @@ struct Heads {
 
 AttentionArgs attention_args(const py::object& q, const py::object& k, const py::object& v, const py::object& out_, const py::object& lse,
                              const py::object& q_segments, const py::object& k_segments, const py::object& starts, const py::object& bias,
-                             index_t window, float scale, bool causal) {
+                             index_t window, float scale, bool causal, bool bf16) {
     const Heads qh(q, "attention: q"), kh(k, "attention: k"), vh(v, "attention: v");
     AttentionArgs g{};
     g.q = qh.data, g.k = kh.data, g.v = vh.data;
@@ -182,23 +182,23 @@ AttentionArgs attention_args(const py::object& q, const py::object& k, const py:
         g.bias_h = a.shape(1) == 1 ? 0 : g.tq * g.tk;
         g.bias_b = a.shape(0) == 1 ? 0 : a.shape(1) * g.tq * g.tk;
     }
-    g.window = window, g.scale = scale, g.causal = causal;
+    g.window = window, g.scale = scale, g.causal = causal, g.bf16 = bf16;
     return g;
 }
 
 void attention(const py::object& q, const py::object& k, const py::object& v, const py::object& out_, const py::object& lse,
                const py::object& q_segments, const py::object& k_segments, const py::object& starts, const py::object& bias, index_t window,
-               float scale, bool causal) {
-    const AttentionArgs g = attention_args(q, k, v, out_, lse, q_segments, k_segments, starts, bias, window, scale, causal);
+               float scale, bool causal, bool bf16) {
+    const AttentionArgs g = attention_args(q, k, v, out_, lse, q_segments, k_segments, starts, bias, window, scale, causal, bf16);
     py::gil_scoped_release release;
     active->attention(g);
 }
 
 void attention_vjp(const py::object& dout, const py::object& q, const py::object& k, const py::object& v, const py::object& out_,
                    const py::object& lse, const py::object& q_segments, const py::object& k_segments, const py::object& starts,
-                   const py::object& bias, index_t window, float scale, bool causal, const py::object& dq, const py::object& dk,
+                   const py::object& bias, index_t window, float scale, bool causal, bool bf16, const py::object& dq, const py::object& dk,
                    const py::object& dv, const py::object& dbias) {
-    AttentionArgs g = attention_args(q, k, v, out_, lse, q_segments, k_segments, starts, bias, window, scale, causal);
+    AttentionArgs g = attention_args(q, k, v, out_, lse, q_segments, k_segments, starts, bias, window, scale, causal, bf16);
     g.dout = in(dout, "attention_vjp: dout");
     const Heads dqh(dq, "attention_vjp: dq", true), dkh(dk, "attention_vjp: dk", true), dvh(dv, "attention_vjp: dv", true);
     g.dq = dqh.data, g.dk = dkh.data, g.dv = dvh.data;

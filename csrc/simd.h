@@ -88,6 +88,20 @@ INLINE VU bf16_pair(V first, V second) {
 #endif
 }
 
+// 2 W neighbours along a row: lane i is the pair of numbers 2 i, 2 i + 1 of lo, hi.
+template <int... I>
+INLINE VU even_halves(VU lo, VU hi, std::integer_sequence<int, I...>) {
+    typedef uint16_t VH __attribute__((vector_size(W * 4)));
+    return reinterpret_cast<VU>(__builtin_shufflevector(reinterpret_cast<VH>(lo), reinterpret_cast<VH>(hi), (2 * I)...));
+}
+INLINE VU bf16_row(V lo, V hi) {
+#ifdef PYLLM_DOT
+    return VU(_mm512_cvtne2ps_pbh(__m512(hi), __m512(lo)));
+#else
+    return even_halves(to_bf16(lo), to_bf16(hi), std::make_integer_sequence<int, 2 * W>());
+#endif
+}
+
 // acc + a.first * b.first + a.second * b.second
 INLINE V bf16_dot(V acc, VU a, VU b) {
 #ifdef PYLLM_DOT
@@ -209,4 +223,20 @@ INLINE V exp(V x) {
     p = p * r * r + r + 1.0f;
     const V y = times_power_of_2(p, n);
     return x < -87.3365f ? V{} : y;
+}
+
+// 2^x for x <= 0 (a rounding error above it does no harm) to 9e-8 relative; exactly 1 at 0, exactly 0 below -126, NaN stays.
+INLINE V exp2_of_negative(V x) {
+    const V magic = splat(12582912.0f + 127.0f);  // adding it rounds, and leaves the exponent of 2^n in the low bits
+    const V shifted = x + magic;
+    const V r = x - (shifted - magic);
+    V p = splat(1.535336206e-4f);
+    p = p * r + 1.339887459e-3f;
+    p = p * r + 9.618437358e-3f;
+    p = p * r + 5.550332471e-2f;
+    p = p * r + 2.402264791e-1f;
+    p = p * r + 6.931472029e-1f;
+    p = p * r + 1.0f;
+    const V y = p * as_float(as_int(shifted) << 23);
+    return x < -126.0f ? V{} : y;
 }

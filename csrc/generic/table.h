@@ -10,6 +10,7 @@
 #include "generic/optim.h"
 #include "generic/sample.h"
 
+#include "generic/attention_tile.h"
 #include "generic/attention.h"
 #include "generic/attention_vjp.h"
 #include "generic/head.h"

@@ -126,7 +126,7 @@ def _heads(x):
     return x if ok else np.require(x, requirements="CA")
 
 
-def _attention_args(name, q, k, v, causal, window, segments, starts, bias, scale):
+def _attention_args(name, q, k, v, causal, window, segments, starts, bias, scale, reduced):
     """Checks -> (q, k, v), and the arguments behind out and lse."""
     expect(q.ndim == k.ndim == v.ndim == 4, lambda: f"{name}: q {q.shape}, k {k.shape}, v {v.shape}; expected (B, T, H, D) each")
     (b, tq, h, d), (tk, hkv) = q.shape, k.shape[1:3]
@@ -143,12 +143,13 @@ def _attention_args(name, q, k, v, causal, window, segments, starts, bias, scale
            lambda: f"{name}: bias {bias.shape}; expected (1 or {b}, 1 or {h}, {tq}, {tk})")
     q_segments, k_segments = (None, None) if segments is None else map(dense, segments)
     scale = d**-0.5 if scale is None else float(scale)
-    return (_heads(q), _heads(k), _heads(v)), (q_segments, k_segments, dense(starts), dense(bias), min(window, 2**31), scale, causal)
+    return (_heads(q), _heads(k), _heads(v)), (q_segments, k_segments, dense(starts), dense(bias), min(window, 2**31), scale, causal,
+                                              reduced)
 
 
 @float32
-def attention(q, k, v, *, causal=True, window=0, segments=None, starts=None, bias=None, scale=None):
-    qkv, args = _attention_args("attention", q, k, v, causal, window, segments, starts, bias, scale)
+def attention(q, k, v, *, causal=True, window=0, segments=None, starts=None, bias=None, scale=None, reduced=False):
+    qkv, args = _attention_args("attention", q, k, v, causal, window, segments, starts, bias, scale, reduced)
     b, tq, h, d = q.shape
     out, lse = empty(q.shape), empty((b, h, tq))
     _C.attention(*qkv, out, lse, *args)
@@ -156,9 +157,9 @@ def attention(q, k, v, *, causal=True, window=0, segments=None, starts=None, bia
 
 
 @float32
-def attention_vjp(dout, q, k, v, out, lse, *, causal=True, window=0, segments=None, starts=None, bias=None, scale=None, need_bias=False,
-                  out_grads=None):
-    qkv, args = _attention_args("attention_vjp", q, k, v, causal, window, segments, starts, bias, scale)
+def attention_vjp(dout, q, k, v, out, lse, *, causal=True, window=0, segments=None, starts=None, bias=None, scale=None, reduced=False,
+                  need_bias=False, out_grads=None):
+    qkv, args = _attention_args("attention_vjp", q, k, v, causal, window, segments, starts, bias, scale, reduced)
     expect(dout.shape == out.shape == q.shape,
            lambda: f"attention_vjp: dout {dout.shape}, out {out.shape}; expected {q.shape}, the shape of q")
     expect(lse.shape == (q.shape[0], q.shape[2], q.shape[1]),

@@ -256,33 +256,37 @@ def attention_mask(q, k, causal, window, segments, starts):
     return allowed
 
 
-def attention(q, k, v, *, causal=True, window=0, segments=None, starts=None, bias=None, scale=None):
+def attention(q, k, v, *, causal=True, window=0, segments=None, starts=None, bias=None, scale=None, reduced=False):
     """q:(B, Tq, H, D) k, v:(B, Tk, Hkv, D) -> out:(B, Tq, H, D), lse:(B, H, Tq). Vaswani et al. 2017; GQA: Ainslie et al. 2023.
 
     H a multiple of Hkv. segments: (q:(B, Tq), k:(B, Tk)) int32, 0 = padding, equal numbers see each other. window: exactly that many
     keys, the query's own included (both sides without causal). starts:(B,) int64, key index of each row's first query. bias: added to
     the scaled scores, (1 or B, 1 or H, Tq, Tk). scale: default D^-0.5. A query with nothing to attend to gives out 0 and lse -inf.
+    reduced: the factors of every product are rounded to bfloat16, sums and exponentials are not.
     """
-    s = _scores(q, k, causal, window, segments, starts, bias, scale)
+    cut = bf16 if reduced else lambda x: x
+    s = _scores(cut(q), cut(k), causal, window, segments, starts, bias, scale)
     top = s.max(-1, keepdims=True, initial=-np.inf)
     e = np.exp(s - np.where(np.isneginf(top), 0, top))
     total = e.sum(-1, keepdims=True)
-    p = e / np.where(total == 0, 1, total)
+    p = cut(e) / np.where(total == 0, 1, total)
     with np.errstate(divide="ignore"):
         lse = (np.log(total) + top)[..., 0]
-    return np.einsum("bhqk,bkhd->bqhd", p, _groups(v, q)), lse
+    return np.einsum("bhqk,bkhd->bqhd", p, _groups(cut(v), q)), lse
 
 
-def attention_vjp(dout, q, k, v, out, lse, *, causal=True, window=0, segments=None, starts=None, bias=None, scale=None, need_bias=False,
-                  out_grads=None):
+def attention_vjp(dout, q, k, v, out, lse, *, causal=True, window=0, segments=None, starts=None, bias=None, scale=None, reduced=False,
+                  need_bias=False, out_grads=None):
     """-> dq, dk, dv, dbias (None without need_bias). out_grads: (dq, dk, dv) to write into, views of a fused array if need be."""
+    cut = bf16 if reduced else lambda x: x
+    q, k, v, rounded = cut(q), cut(k), cut(v), cut(dout)
     s = _scores(q, k, causal, window, segments, starts, bias, scale)
     p = np.exp(s - np.where(np.isneginf(lse), 0, lse)[..., None])  # forward: out = p @ v
-    dp = np.einsum("bqhd,bkhd->bhqk", dout, _groups(v, q))
+    dp = np.einsum("bqhd,bkhd->bhqk", rounded, _groups(v, q))
     ds = p * (dp - np.einsum("bqhd,bqhd->bhq", dout, out)[..., None])
     c = q.dtype.type(q.shape[-1] ** -0.5 if scale is None else scale)  # forward: s = c * q @ k^T + bias
-    dq = c * np.einsum("bhqk,bkhd->bqhd", ds, _groups(k, q))
-    dk, dv = c * np.einsum("bhqk,bqhd->bkhd", ds, q), np.einsum("bhqk,bqhd->bkhd", p, dout)
+    dq = c * np.einsum("bhqk,bkhd->bqhd", cut(ds), _groups(k, q))
+    dk, dv = c * np.einsum("bhqk,bqhd->bkhd", cut(ds), q), np.einsum("bhqk,bqhd->bkhd", cut(p), rounded)
     split = (*k.shape[:3], q.shape[2] // k.shape[2], k.shape[3])
     dbias = None
     if need_bias:
