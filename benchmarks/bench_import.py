@@ -1,4 +1,4 @@
-"""What importing costs: wall time of a fresh interpreter with the import less that of one without. Peers: NumPy, PyTorch, transformers' GPT-2."""
+"""What importing costs: wall time of a fresh interpreter that does nothing else. Peers: NumPy, PyTorch, transformers' GPT-2."""
 import subprocess
 import sys
 from functools import partial
@@ -11,7 +11,8 @@ PEERS = {"numpy": "import numpy", "torch": "import torch", "transformers": "from
 
 
 def cases(quick):
-    for shape, code in (("import pyllm", "import pyllm"), ("with kernels and models", "import pyllm; pyllm.models, pyllm.ops, pyllm.train")):
+    whole = "import pyllm; pyllm.models, pyllm.ops, pyllm.train"
+    for shape, code in (("import pyllm", "import pyllm"), ("with kernels and models", whole)):
         yield Case("import", shape, partial(build, code))
 
 

@@ -1,5 +1,5 @@
-"""A training step: forward, backward, clipping, AdamW. PyTorch: the same model and batch, the faster of eager and compiled, AdamW(fused=True),
-2 threads where pyllm has 2; in bf16 by autocast.
+"""A training step: forward, backward, clipping, AdamW. PyTorch: the same model and batch, the faster of eager and compiled,
+AdamW(fused=True), as many threads; in bf16 by autocast.
 """
 from functools import partial
 

@@ -134,7 +134,8 @@ def show(record, as_json):
     rest += "".join(f"  {key.removesuffix('_setting')}: {value}" for key, value in record.items() if key.endswith("_setting"))
     rest += f"  {record['tokens_per_second']:.0f} tok/s" if "tokens_per_second" in record else ""
     rest += "".join(f"  {key.replace('_', ' ')} {record[key]}" for key in MEMORY if key in record)
-    print(f"{record['name']:<22} {record['shape']:<26} {record['precision']:<5} {record['median_ms']:10.3f} ms {rate} {limit}{rest}", flush=True)
+    print(f"{record['name']:<22} {record['shape']:<26} {record['precision']:<5} {record['median_ms']:10.3f} ms {rate} {limit}{rest}",
+          flush=True)
 
 
 MEMORY = ("memory_mb", "memory_torch_mb", "faults_a_step", "faults_a_step_torch")

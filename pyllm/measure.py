@@ -43,7 +43,6 @@ def peak_gflops(budget=0.1, precision="f32"):
     return best / 1e9
 
 
-
 def read_gbs(megabytes=256, rounds=3):
     """-> reading memory with all threads, GB/s: the best of `rounds` passes over an array far larger than the caches.
 

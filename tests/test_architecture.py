@@ -22,7 +22,8 @@ CODE = PYTHON + CPP + sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "b
 LAYERS = [
     {"__init__", "errors", "env", "progress", "extension"},
     {"kernels", "io"},
-    {"autograd", "text", "data", "measure"},
+    {"measure"},
+    {"autograd", "text", "data"},
     {"nn"},
     {"models"},
     {"folders", "objectives", "generation", "peft"},
