@@ -44,24 +44,30 @@ def peak_gflops(budget=0.1, precision="f32"):
 
 
 def read_gbs(megabytes=256, rounds=3):
-    """-> reading memory with all threads, GB/s: the best of `rounds` passes over an array far larger than the caches.
+    """-> reading memory with all threads, GB/s: the best of `rounds` passes over an array far larger than the caches, in large pages.
 
     With 16 megabytes: reading the last-level cache of a machine that has a larger one.
     """
-    x = np.ones(megabytes * 250_000, np.float32)
-    return x.nbytes / min(seconds(lambda: K.sum_squares(x)) for _ in range(rounds + 1)) / 1e9
+    x = _ones(125 * megabytes, 2000)
+    return x.nbytes / min(seconds(lambda: K.column_sum(x)) for _ in range(rounds + 1)) / 1e9
 
 
 def triad_gbs(megabytes=128, rounds=3):
     """-> a + b into c, all of them far larger than the caches, GB/s, counting two arrays read and one written."""
-    a, b, c = (np.ones(megabytes * 250_000, np.float32) for _ in "abc")
+    a, b, c = (_ones(125 * megabytes, 2000) for _ in "abc")
     return 3 * a.nbytes / min(seconds(lambda: K.add(a, b, out=c)) for _ in range(rounds + 1)) / 1e9
+
+
+def _ones(*shape):
+    x = K.empty(shape)
+    x.fill(1)
+    return x
 
 
 def limits():
     """-> {name: (value, unit)} of this machine and its active kernels, those there are probes for; takes about two seconds."""
     found = {name: (peak_gflops(0.2, name), "GFLOP/s") for name in ("f32", "bf16")}
-    found |= {"L3 read": (read_gbs(16, 40), "GB/s"), "memory read": (read_gbs(), "GB/s"), "memory triad": (triad_gbs(), "GB/s")}
+    found |= {"L3 read": (read_gbs(16, 60), "GB/s"), "memory read": (read_gbs(), "GB/s"), "memory triad": (triad_gbs(), "GB/s")}
     return {name: (round(value, 1), unit) for name, (value, unit) in found.items() if value}
 
 
