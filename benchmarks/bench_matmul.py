@@ -44,7 +44,7 @@ def product(m, k, n, kind, precision):
 
     def check():
         run()
-        close(c[:4], exact(x[:4], y, precision), 5e-3 if half else 1e-5, "matmul")
+        close(c[:4], exact(x[:4], y, precision), 1e-5, "matmul")
 
     torch, peers = torch_or_none(), {}
     if not half:
@@ -68,7 +68,7 @@ def fused(m, k, n, kind, precision):
 
     def check():
         z = exact(x[:4], w.T, precision) + b
-        close((run()[0] if gelu else run())[:4], reference.activation(z, "gelu_tanh") if gelu else z + r[:4], 5e-3 if half else 1e-5,
+        close((run()[0] if gelu else run())[:4], reference.activation(z, "gelu_tanh") if gelu else z + r[:4], 1e-5,
               "linear")
 
     torch, peers = torch_or_none(), {}

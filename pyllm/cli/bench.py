@@ -112,7 +112,7 @@ def read_config(path):
 
 
 def fitting(config, flops):
-    """-> (config, rows, length): a step of about 1024 tokens, in at most STEP seconds at `flops` a second and half the memory: cut in layers."""
+    """-> (config, rows, length): a step of about 1024 tokens, of at most STEP seconds at `flops` a second, with fewer layers if need be."""
     from dataclasses import replace
 
     from pyllm import folders
