@@ -23,7 +23,8 @@ CODE = PYTHON + CPP + NATIVE + sorted((ROOT / "tests").rglob("*.py")) + sorted((
 LAYERS = [
     {"__init__", "errors", "env", "progress", "extension"},
     {"kernels", "io"},
-    {"autograd", "text", "data", "measure"},
+    {"measure"},
+    {"autograd", "text", "data"},
     {"nn"},
     {"models"},
     {"folders", "objectives", "generation", "peft"},

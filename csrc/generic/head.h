@@ -199,7 +199,8 @@ struct Head {
         for (index_t i = 0; i < n; ++i) {
             const float* factor = top + (chunk * blocks + (v + i) / HEAD_BLOCK) * rows;
             for (index_t j = 0; j < m; j += W)  // what stands in a row that is ignored, NaN even, goes no further
-                store(dx + i * rows + j, *reinterpret_cast<const VIMem*>(counts + j) ? load(dx + i * rows + j) * load(factor + j) - share : V{});
+                store(dx + i * rows + j,
+                      *reinterpret_cast<const VIMem*>(counts + j) ? load(dx + i * rows + j) * load(factor + j) - share : V{});
         }
         for (index_t r = 0; r < m; ++r) {
             const index_t at = target(chunk, r) - v;

@@ -55,7 +55,12 @@ def _choose(name):
     if name != "reference":
         _C.use(name)
     source = reference if name == "reference" else native
-    globals().update({kernel: getattr(source, kernel) for kernel in KERNELS})
+    kernels = {kernel: getattr(source, kernel) for kernel in KERNELS}
+    if env.debug() == 1:
+        from pyllm.kernels import profile
+
+        kernels = {kernel: f if kernel == "empty" else profile.watched(f) for kernel, f in kernels.items()}
+    globals().update(kernels)
     _active = name
 
 
