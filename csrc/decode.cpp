@@ -12,7 +12,6 @@
 namespace {
 
 constexpr index_t FEW = 8;       // rows up to which a product is bound by its weights
-constexpr index_t COLUMNS = 32;  // of a task then: 100 kB of weights or so
 constexpr index_t TINY = 32768;  // weights that one thread reads before another one would have come
 
 struct Buffer {  // floats from the pool
@@ -56,19 +55,23 @@ void products(const Kernels& k, const float* x, index_t n, std::initializer_list
         for (const Product& p : list) linear(k, p, x, n, 0, p.weight->rows);
         return;
     }
-    index_t tasks = 0, weights = 0;
+    index_t columns = 0, tasks = 0, weights = 0;
+    for (const Product& p : list) columns += p.weight->rows;
+    const index_t grain = std::min<index_t>(256, (columns / 12 / 16 + 1) * 16);  // a dozen tasks share what the slowest one costs
     for (const Product& p : list) {
-        tasks += (p.weight->rows + COLUMNS - 1) / COLUMNS;
+        tasks += (p.weight->rows + grain - 1) / grain;
         weights += p.weight->rows * p.weight->cols;
     }
     const auto run = [&](index_t task) {
         const Product* p = list.begin();
-        for (index_t own; task >= (own = (p->weight->rows + COLUMNS - 1) / COLUMNS); ++p) task -= own;
-        const index_t first = task * COLUMNS;
-        linear(k, *p, x, n, first, std::min(COLUMNS, p->weight->rows - first));
+        for (index_t own; task >= (own = (p->weight->rows + grain - 1) / grain); ++p) task -= own;
+        const index_t first = task * grain;
+        linear(k, *p, x, n, first, std::min(grain, p->weight->rows - first));
     };
     if (weights > TINY) return parallel_for(tasks, run);
-    for (index_t task = 0; task < tasks; ++task) run(task);
+    serially([&] {
+        for (index_t task = 0; task < tasks; ++task) run(task);
+    });
 }
 
 struct Rows {  // n rows of `width` floats, `step` apart
