@@ -1,5 +1,5 @@
-// Bound: the weights' bytes, read once a call. So a product of few rows is cut into short runs of columns that all threads take, and products
-// of the same input share a region; what lies between products takes microseconds and stays on one thread (kernels.h decides).
+// Bound: the weights' bytes, read once a call. So a product of few rows is cut into runs of columns that all threads take, and products
+// of the same input share a region; what lies between products takes microseconds and stays on one thread, as its kernels decide.
 #include "decode.h"
 
 #include <algorithm>
@@ -157,7 +157,8 @@ struct Step {
         if (fused)
             products(k, x, n, {{&block.qkv[0], qkv, kNone, nullptr}});
         else
-            products(k, x, n, {{&block.qkv[0], qkv, kNone, nullptr}, {&block.qkv[1], kp, kNone, nullptr}, {&block.qkv[2], vp, kNone, nullptr}});
+            products(k, x, n, {{&block.qkv[0], qkv, kNone, nullptr}, {&block.qkv[1], kp, kNone, nullptr},
+                               {&block.qkv[2], vp, kNone, nullptr}});
         const Rows q = turned(block, block.q_norm, {qkv, n, wq, fused ? step : wq}, positions, spare_q, lse);
         append(turned(block, block.k_norm, {kp, n, wk, fused ? step : wk}, positions, spare_k, lse), store.keys, store.batch);
         append({vp, n, wk, fused ? step : wk}, store.values, store.batch);
