@@ -283,7 +283,7 @@ static void skinny(MatmulArgs g) {
         }
         g.a = packed, g.a_row = lanes, g.a_col = 1;
     }
-    const index_t grain = thread_limit() == 1 ? g.n : std::min<index_t>(256, (g.n / 12 / W + 1) * W);
+    const index_t grain = thread_limit() == 1 ? g.n + 1 : std::min<index_t>(256, (g.n / 12 / W + 1) * W);
     parallel_ranges(g.n, grain, [&](index_t begin, index_t end) {
         for (index_t col = begin; col < end; col += W) {
             const index_t cols = std::min<index_t>(W, end - col);
