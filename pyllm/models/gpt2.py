@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pyllm.autograd import Rng, checkpoint, ops
 from pyllm.errors import ConfigError
 from pyllm.models.base import CausalLM, Config
-from pyllm.nn import Embedding, LayerNorm, Linear, Module, positions
+from pyllm.nn import BlockPlan, Embedding, LayerNorm, Linear, Module, positions, step
 
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu", "silu": "silu", "swish": "silu"}
 
@@ -82,6 +82,12 @@ class Block(Module):
         x = add_projection(self.attn.c_proj, self.attn(self.ln_1(x), segments, cache), x, self.p, rng and rng.fold(0))
         return add_projection(self.mlp.c_proj, self.mlp.c_fc(self.ln_2(x), activation=self.mlp.activation), x, self.p, rng and rng.fold(1))
 
+    def plan(self):
+        """-> the same for a step in one call."""
+        attn, mlp = self.attn, self.mlp
+        return BlockPlan(self.ln_1, (attn.c_attn,), attn.c_proj, self.ln_2, mlp.c_fc, mlp.c_proj, mlp.activation, attn.heads, attn.heads,
+                         attn.scale)
+
 
 def add_projection(linear, x, residual, p, rng):
     """residual + dropout(linear(x)): one kernel where nothing is dropped."""
@@ -123,6 +129,8 @@ class GPT2(CausalLM):
             warnings.warn(f"gpt2: attn_pdrop={c.attn_pdrop} is not applied: dropout acts on embeddings and residual branches", stacklevel=3)
         x = body.wte(tokens) + body.wpe(positions(tokens, segments, cache, limit=c.n_positions))
         x = ops.dropout(x, c.embd_pdrop, rng and rng.fold(c.n_layer))
+        if cache is not None and (y := step(body.h, x, cache, rng)) is not None:
+            return body.ln_f(y)
         for i, block in enumerate(body.h):
             key = rng and rng.fold(i)
             if self.checkpointing:

@@ -5,7 +5,7 @@ from pyllm.autograd import Rng, checkpoint, ops
 from pyllm.errors import ConfigError
 from pyllm.models.base import CausalLM, Config
 from pyllm.models.gpt2 import ACTIVATIONS, add_projection
-from pyllm.nn import Embedding, Linear, Module, RMSNorm, RotaryTable, positions
+from pyllm.nn import BlockPlan, Embedding, Linear, Module, RMSNorm, RotaryTable, positions, step
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,13 @@ class Block(Module):
         x = add_projection(self.self_attn.o_proj, heads, x, self.p, rng and rng.fold(0))
         return add_projection(self.mlp.down_proj, self.mlp(self.post_attention_layernorm(x)), x, self.p, rng and rng.fold(1))
 
+    def plan(self):
+        """-> the same for a step in one call."""
+        a, mlp = self.self_attn, self.mlp
+        return BlockPlan(self.input_layernorm, (a.q_proj, a.k_proj, a.v_proj), a.o_proj, self.post_attention_layernorm, mlp.up_proj,
+                         mlp.down_proj, mlp.activation, a.q_proj.weight.shape[0] // a.head_size, a.k_proj.weight.shape[0] // a.head_size,
+                         a.head_size**-0.5, gate=mlp.gate_proj, rotary=a.rotary)
+
 
 class Body(Module):
     def __init__(self, c):
@@ -151,6 +158,8 @@ class Llama(CausalLM):
         tokens, segments = self.check(tokens, segments, cache)
         at = positions(tokens, segments, cache, limit=self.config.max_position_embeddings)
         x = self.model.embed_tokens(tokens)
+        if cache is not None and (y := step(self.model.layers, x, cache, rng)) is not None:
+            return self.model.norm(y)
         for i, block in enumerate(self.model.layers):
             key = rng and rng.fold(i)
             if self.checkpointing:
