@@ -86,8 +86,8 @@ class Scanner:
 
 
 class Encoder:
-    """byte_ids:(256,) int32, -1 where the vocabulary lacks the byte; merges:(M, 4) int32 rows left, right, new, rank, lowest first; merges of
-    one rank make one token.
+    """byte_ids:(256,) int32, -1 where the vocabulary lacks the byte; merges:(M, 4) int32 rows left, right, new, rank, lowest first; merges
+    of one rank make one token.
 
     whole: dict bytes -> id of words taken as they are, or None. `dropped`: the last byte that had no id, or -1.
     """

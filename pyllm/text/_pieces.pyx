@@ -1,5 +1,5 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""The hot loops over vocabularies of pieces: the longest piece again and again, the best path. _pieces_py.py is the same in plain Python."""
+"""The hot loops over vocabularies of pieces: the longest piece again and again, the best path. _pieces_py.py: the same in plain Python."""
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.math cimport INFINITY, exp, log1p
 
@@ -105,7 +105,7 @@ cdef class Lattice:
         """data: bytes, UTF-8 -> (list of ids, list of ends), None where there is no path. whole: may one piece be everything?"""
         cdef text_t s = <text_t>PyBytes_AS_STRING(data)
         cdef Py_ssize_t n = PyBytes_GET_SIZE(data), i, j
-        cdef int32_t node, piece
+        cdef int32_t node, piece, last = -2
         cdef bint single
         if n >= NONE:
             raise ValueError(f"encode: one text of {n} bytes; at most {NONE - 1} are taken at once: split it into documents")
@@ -133,9 +133,10 @@ cdef class Lattice:
         found, ends = [], []
         j = n
         while j > 0:
-            if not (found and found[-1] == self.unk_id and self.best_ids[j] == self.unk_id):
+            if not (last == self.unk_id and self.best_ids[j] == self.unk_id):
                 found.append(self.best_ids[j])
                 ends.append(j)
+            last = self.best_ids[j]
             j = self.starts[j]
         if n > 1 << 20:  # a giant's memory is given back
             self.best_scores, self.starts, self.best_ids = vector[double](), vector[int32_t](), vector[int32_t]()

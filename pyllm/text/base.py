@@ -21,8 +21,8 @@ ROLES = {  # role -> contents that have it when no tokenizer_config.json says ot
 
 
 class Tokenizer:
-    """Abstract. A subclass gives `_encode_text(text, src, start) -> (ids, spans)` for normalized text without added tokens: src None, or the
-    place of each character in the original, start that of the first; ids (T,) uint32; spans None, or (T, 2) places in the original.
+    """Abstract. A subclass gives `_encode_text(text, src, start) -> (ids, spans)` for normalized text without added tokens: src None, or
+    the place of each character in the original, start that of the first; ids (T,) uint32; spans None, or (T, 2) places in the original.
 
     tokens: list of str by id; contents: list of bytes by id, what each token stands for in the decoded text, `first` the same at its
     beginning; added: list of AddedToken; roles: {"eos": content, "bos": ..., "pad": ...}, what is missing is taken from ROLES, None for no
@@ -112,8 +112,8 @@ class Tokenizer:
         return ids.tolist(), types.tolist(), spans
 
     def encode_padded(self, texts, special=True, template=None):
-        """(B,) texts -> tokens (B, T) uint32 and segments (B, T) int32, 1 where a token is and 0 at padding: as long as the longest text, or
-        as `padding` says."""
+        """(B,) texts -> tokens (B, T) uint32 and segments (B, T) int32, 1 where a token is and 0 at padding: as long as the longest text,
+        or as `padding` says."""
         rows, spec = self.encode_batch(texts, special, template), self.padding or {}
         length = max(map(len, rows), default=0)
         if isinstance(spec.get("strategy"), dict):

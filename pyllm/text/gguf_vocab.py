@@ -55,7 +55,8 @@ def from_gguf(metadata):
     roles = {role: tokens[i] for role, i in ids.items()}
     added = [{"id": i, "content": token, "special": kind != USER_DEFINED}
              for (token, i), kind in zip(vocab.items(), types) if kind in (UNKNOWN, CONTROL, USER_DEFINED)]
-    data = {"model": {"type": "BPE", "vocab": vocab, "merges": list(key("merges", (list, tuple))), "ignore_merges": pre in ("llama-bpe", "llama3")},
+    data = {"model": {"type": "BPE", "vocab": vocab, "merges": list(key("merges", (list, tuple))),
+                      "ignore_merges": pre in ("llama-bpe", "llama3", "llama-v3")},
             "added_tokens": added, "pre_tokenizer": write_pre_tokenizer(PRE[pre], key("add_space_prefix", bool, False)),
             "decoder": byte_level(True, True), "normalizer": {"type": "NFC"} if pre == "qwen2" else None,
             "post_processor": around(roles.get("bos") if bos else None, roles.get("eos") if eos else None, tokens)}

@@ -151,7 +151,8 @@ def sequence(spec):
 
 KINDS = {
     "BertNormalizer": bert, "Strip": stripped, "Replace": replaced, "Prepend": prepended, "Sequence": sequence,
-    "NFC": lambda _: composed("NFC"), "NFD": lambda _: composed("NFD"), "NFKC": lambda _: composed("NFKC"), "NFKD": lambda _: composed("NFKD"),
+    "NFC": lambda _: composed("NFC"), "NFD": lambda _: composed("NFD"),
+    "NFKC": lambda _: composed("NFKC"), "NFKD": lambda _: composed("NFKD"),
     "Lowercase": lambda _: per_char(lower),
     "StripAccents": lambda _: per_char(lambda c: "" if category(c)[0] == "M" else c),
     "Nmt": lambda _: per_char(lambda c: "" if ord(c) in _NMT_GONE else " " if ord(c) in _NMT_SPACE else c),

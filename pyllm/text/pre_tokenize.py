@@ -160,7 +160,8 @@ def sequence(spec):
 KINDS = {
     "BertPreTokenizer": bert, "Whitespace": whitespace, "Metaspace": metaspace, "Split": split, "Punctuation": punctuation,
     "WhitespaceSplit": lambda _: by_class(unicode.inside(unicode.blank()), "Removed"),
-    "Digits": lambda spec: by_class(unicode.inside(unicode.number()), "Isolated" if flag(spec, "individual_digits", False) else "Contiguous"),
+    "Digits": lambda spec: by_class(unicode.inside(unicode.number()),
+                                    "Isolated" if flag(spec, "individual_digits", False) else "Contiguous"),
     "CharDelimiterSplit": delimiter, "FixedLength": fixed_length, "Sequence": sequence,
 }
 

@@ -10,16 +10,17 @@ from .words import WordTokenizer, utf8
 
 
 class SentencePieceBPE(WordTokenizer):
-    """vocab: {token: id}; merges: list of (left, right) tokens, best first; unk_token: for a character that is no token, or None: it is left
-    out; fuse_unk: several of them are one; byte_fallback: its bytes as <0x..> tokens instead; ignore_merges: a word that is a token is
+    """vocab: {token: id}; merges: list of (left, right) tokens, best first; unk_token: for a character that is no token, or None: it is
+    left out; fuse_unk: several of them are one; byte_fallback: its bytes as <0x..> tokens instead; ignore_merges: a word that is a token is
     taken whole; prefix, suffix: what tokens inside, and at the end of, a word carry; by_token: merges of one token are of one rank,
     as SentencePiece has it. The other arguments: see WordTokenizer."""
 
     def __init__(self, vocab, merges, added=(), *, unk_token=None, fuse_unk=False, byte_fallback=False, ignore_merges=False, prefix="",
-                 suffix="", by_token=False, roles=None, config=None, parts=None):
+                 suffix="", by_token=False, user_defined=(), roles=None, config=None, parts=None):
         self.merges, self.unk_token, self.fuse_unk, self.byte_fallback = merges, unk_token, fuse_unk, byte_fallback
         self.ignore_merges, self.prefix, self.suffix, self.by_token = ignore_merges, prefix, suffix, by_token
-        super().__init__(vocab, added, {**({} if unk_token is None else {"unk": unk_token}), **(roles or {})}, config, parts)
+        super().__init__(vocab, added, {**({} if unk_token is None else {"unk": unk_token}), **(roles or {})}, config, parts,
+                         user_defined)
         self._encoder = bpe.loops.Encoder(None, np.full(256, -1, np.int32), bpe.merge_rows(vocab, merges, prefix, by_token))
         found = [vocab.get(f"<0x{b:02X}>") for b in range(256)] if byte_fallback else []
         self._bytes = dict(enumerate(found)) if found and None not in found else None
@@ -27,8 +28,8 @@ class SentencePieceBPE(WordTokenizer):
         affixes = len(prefix) + len(suffix)
         self._sizes = [1 if i in single else max(1, len(token)) for i, token in enumerate(self._tokens)]  # symbols that a token is made of
         if affixes:
-            self._sizes = [max(1, n - len(prefix) * token.startswith(prefix) - len(suffix) * token.endswith(suffix)) if i not in single else 1
-                           for i, (n, token) in enumerate(zip(self._sizes, self._tokens))]
+            bare = [len(token.removeprefix(prefix).removesuffix(suffix)) for token in self._tokens]
+            self._sizes = [1 if i in single else max(1, n) for i, n in enumerate(bare)]
         if not affixes and not ignore_merges:
             self._cut_before_marks([left + right for left, right in merges])
 
@@ -72,7 +73,7 @@ class SentencePieceBPE(WordTokenizer):
 
     def model(self):
         """The model as tokenizer.json writes it."""
-        extra = {"by_token": True} if self.by_token else {}
+        extra = {**({"by_token": True} if self.by_token else {}), **({"user_defined": self.user_defined} if self.user_defined else {})}
         return {"type": "BPE", "dropout": None, "unk_token": self.unk_token, "continuing_subword_prefix": self.prefix or None,
                 "end_of_word_suffix": self.suffix or None, "fuse_unk": self.fuse_unk, "byte_fallback": self.byte_fallback,
                 "ignore_merges": self.ignore_merges, "vocab": dict(sorted(self.vocab.items(), key=lambda item: item[1])),
@@ -85,6 +86,7 @@ class SentencePieceBPE(WordTokenizer):
         if unk is not None and unk not in vocab:
             raise FormatError(f"model.unk_token is {unk!r:.60}, which the vocabulary lacks")
         return cls(vocab, merges, added, unk_token=unk, fuse_unk=get("fuse_unk", bool, False), by_token=get("by_token", bool, False),
+                   user_defined=get("user_defined", list, []),
                    byte_fallback=get("byte_fallback", bool, False), ignore_merges=get("ignore_merges", bool, False),
                    prefix=get("continuing_subword_prefix", (str, type(None)), None) or "",
                    suffix=get("end_of_word_suffix", (str, type(None)), None) or "", roles=roles, config=config, parts=parts)

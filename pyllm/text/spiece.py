@@ -96,8 +96,8 @@ def as_json(found, bos=False, eos=False):
     if len(set(tokens)) != len(tokens):
         raise FormatError(f"{len(tokens) - len(set(tokens))} pieces stand twice in the vocabulary")
     roles = {role: tokens[i] if 0 <= i < len(tokens) else None for role, i in found.ids.items()}
-    added = [{"id": i, "content": token, "special": kind != USER_DEFINED, "normalized": False, "lstrip": False, "rstrip": False,
-              "single_word": False} for i, (token, _, kind) in enumerate(found.pieces) if kind in (UNKNOWN, CONTROL, USER_DEFINED)]
+    added = [{"id": i, "content": token, "special": True, "normalized": False, "lstrip": False, "rstrip": False,
+              "single_word": False} for i, (token, _, kind) in enumerate(found.pieces) if kind in (UNKNOWN, CONTROL)]
     steps = []
     if found.charsmap:
         steps.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(found.charsmap).decode(), "longest": True})
@@ -112,6 +112,7 @@ def as_json(found, bos=False, eos=False):
     if found.add_dummy_prefix:
         decoder.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     model = (unigram if found.kind == UNIGRAM else bpe)(found, roles["unk"])
+    model["user_defined"] = [i for i, (*_, kind) in enumerate(found.pieces) if kind == USER_DEFINED]
     return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
             "normalizer": {"type": "Sequence", "normalizers": steps} if steps else None, "pre_tokenizer": None,
             "post_processor": around(roles["bos"] if bos else None, roles["eos"] if eos else None, tokens),
@@ -135,8 +136,9 @@ def bpe(found, unk):
     for token in sorted(scores, key=scores.get, reverse=True):
         pairs = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in scores and token[i:] in scores]
         merges += sorted(pairs, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
-    return {"type": "BPE", "dropout": None, "unk_token": unk, "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": True,
-            "byte_fallback": found.byte_fallback, "ignore_merges": False, "vocab": vocab, "merges": [list(pair) for pair in merges],
+    return {"type": "BPE", "dropout": None, "unk_token": unk, "continuing_subword_prefix": None, "end_of_word_suffix": None,
+            "fuse_unk": True, "byte_fallback": found.byte_fallback, "ignore_merges": False, "vocab": vocab,
+            "merges": [list(pair) for pair in merges],
             "by_token": True}
 
 

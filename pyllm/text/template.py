@@ -9,8 +9,8 @@ TEXT_A, TEXT_B = "A", "B"
 
 @dataclass(frozen=True)
 class Template:
-    """single, pair: tuples of (id or TEXT_A or TEXT_B, type id); trim: None, or whether the space of a first word was put there (byte-level:
-    offsets leave out the white space at both ends of a token)."""
+    """single, pair: tuples of (id or TEXT_A or TEXT_B, type id); trim: None, or whether the space of a first word was put there
+    (byte-level: offsets leave out the white space at both ends of a token)."""
 
     single: tuple = ((TEXT_A, 0),)
     pair: tuple = ((TEXT_A, 0), (TEXT_B, 1))
@@ -78,8 +78,8 @@ def _items(spec, key, id_of):
         tokens = token.get("tokens") if isinstance(token, dict) else None
         if not isinstance(ids, list) or not isinstance(tokens, list) or len(ids) != len(tokens) or len(ids) > 64 or any(
                 type(i) is not int or not isinstance(t, str) or id_of(t) != i for i, t in zip(ids, tokens)):
-            raise FormatError(f"{where} holds {short(item)}, which special_tokens gives as {short(token)}; expected tokens of the vocabulary "
-                              "with their ids")
+            raise FormatError(f"{where} holds {short(item)}, which special_tokens gives as {short(token)}; expected tokens of the "
+                              "vocabulary with their ids")
         found += [(i, type_id) for i in ids]
     texts = [what for what, _ in found if not isinstance(what, int)]
     if sorted(texts) != ([TEXT_A] if key == "single" else [TEXT_A, TEXT_B]):

@@ -34,6 +34,8 @@ def read_tokenizer(path):
         from .vocab_files import NAMES
 
         path = next((path / name for name in ("tokenizer.json", *NAMES) if (path / name).is_file()), path / "tokenizer.json")
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file; expected tokenizer.json or a folder that holds it")
     config = read_object(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     try:
         if path.suffix == ".json" and path.name not in ("vocab.json", "encoder.json"):
@@ -102,6 +104,8 @@ def _build(data, roles, config):
         raise FormatError(f"model.type is {short(kind)}; supported: BPE, {', '.join(MODELS)}")
     parts = {key: data.get(key) for key in ("normalizer", "pre_tokenizer", "post_processor", "decoder", "truncation", "padding")}
     added = [_read_added(i, token) for i, token in enumerate(get(data, "", "added_tokens", (list, type(None))) or [])]
+    user = get(model, "model.", "user_defined", list, [])
+    added = [token for token in added if token.id not in user]
     vocab = get(model, "model.", "vocab", list if kind == "Unigram" else dict)
     contents = {token.content for token in added}
     names = vocab if isinstance(vocab, dict) else {piece[0] for piece in vocab if isinstance(piece, list) and piece

@@ -105,14 +105,15 @@ def punctuation():
 
 @cache
 def word():
-    """-> (0x110000,) bool: \\w of the field's engines: letters, marks, decimal digits, letter numbers, connectors, joiners, circled letters."""
+    """-> (0x110000,) bool: \\w of the field's engines: letters, marks, digits, letter numbers, connectors, joiners, circled letters."""
     table, low, major, minor = _table(bool)
     letter_like = np.isin(class_table(), (LETTER, UPPER, LOWER, MARK))
     number = (major == ord("N")) & ((minor == ord("d")) | (minor == ord("l"))) | (major == ord("P")) & (minor == ord("c"))
     low[number] = True
     _fill(table, LATER[NUMBER], True)
     _fill(table, ((0x1D2C0, 0x1D2D3),), False)
-    return _fill(table | letter_like, ((0x200C, 0x200D), (0x24B6, 0x24E9), (0x1F130, 0x1F149), (0x1F150, 0x1F169), (0x1F170, 0x1F189)), True)
+    others = ((0x200C, 0x200D), (0x24B6, 0x24E9), (0x1F130, 0x1F149), (0x1F150, 0x1F169), (0x1F170, 0x1F189))
+    return _fill(table | letter_like, others, True)
 
 
 @cache

@@ -22,18 +22,19 @@ class Unigram(WordTokenizer):
     """pieces: list of (token, log probability) by id; unk_id: its id or None; byte_fallback: unknown characters become <0x..> tokens;
     unused: ids that text never becomes. The other arguments: see WordTokenizer."""
 
-    def __init__(self, pieces, added=(), *, unk_id=0, byte_fallback=False, unused=(), roles=None, config=None, parts=None):
+    def __init__(self, pieces, added=(), *, unk_id=0, byte_fallback=False, unused=(), user_defined=(), roles=None, config=None,
+                 parts=None):
         self.pieces, self._unknown, self.byte_fallback, self.unused = pieces, unk_id, byte_fallback, sorted(unused)
         vocab = {token: i for i, (token, _) in enumerate(pieces)}
         if len(vocab) != len(pieces):
             raise FormatError(f"Unigram: {len(pieces) - len(vocab)} pieces stand twice in the vocabulary")
         unk = {} if unk_id is None else {"unk": pieces[unk_id][0]}
-        super().__init__(vocab, added, {**unk, **(roles or {})}, config, parts)
+        super().__init__(vocab, added, {**unk, **(roles or {})}, config, parts, user_defined)
         self._bytes = [vocab.get(f"<0x{b:02X}>") for b in range(256)] if byte_fallback else []
         if None in self._bytes:
             self._bytes = []
         # control and byte tokens come from the text by their own ways alone
-        out = {*self.unused, *self._bytes, *(t.id for t in self.added if t.special)}
+        out = {*self.unused, *self.user_defined, *self._bytes, *(t.id for t in self.added if t.special)}
         kept = [(token, i, score) for i, (token, score) in enumerate(pieces) if token and i not in out]
         worst = min((score for _, score in pieces), default=0.0) - UNKNOWN
         self._lattice = loops.Lattice([utf8(token) for token, _, _ in kept], np.array([i for _, i, _ in kept], np.int32),
@@ -59,14 +60,15 @@ class Unigram(WordTokenizer):
 
     def model(self):
         """The model as tokenizer.json writes it."""
-        extra = {"unused": self.unused} if self.unused else {}
+        extra = {key: ids for key, ids in (("unused", self.unused), ("user_defined", self.user_defined)) if ids}
         return {"type": "Unigram", "unk_id": self._unknown, "vocab": [list(piece) for piece in self.pieces],
                 "byte_fallback": self.byte_fallback, **extra}
 
     @classmethod
     def from_json(cls, model, added, roles, config, parts, get):
         """get(key, kind, default): the checked reader of the model's keys."""
-        pieces, unk, unused = get("vocab", list), model.get("unk_id"), get("unused", list, [])
+        pieces, unk = get("vocab", list), model.get("unk_id")
+        unused, user_defined = get("unused", list, []), get("user_defined", list, [])
         for i, piece in enumerate(pieces):
             if (not isinstance(piece, list) or len(piece) != 2 or not isinstance(piece[0], str) or type(piece[1]) not in (int, float)
                     or not math.isfinite(piece[1])):
@@ -76,4 +78,4 @@ class Unigram(WordTokenizer):
         if not all(type(i) is int for i in unused):
             raise FormatError(f"model.unused is {short(unused)}, expected ids")
         return cls([(token, float(score)) for token, score in pieces], added, unk_id=unk, byte_fallback=get("byte_fallback", bool, False),
-                   unused=unused, roles=roles, config=config, parts=parts)
+                   unused=unused, user_defined=user_defined, roles=roles, config=config, parts=parts)

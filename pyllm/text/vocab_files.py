@@ -27,7 +27,8 @@ def read_other(path, config):
     elif path.suffix == ".txt":
         data = _word_piece(path, config)
     else:
-        raise FormatError(f"{path}: no tokenizer file; expected tokenizer.json, a .model of SentencePiece, vocab.json beside merges.txt, or vocab.txt")
+        raise FormatError(f"{path}: no tokenizer file; expected tokenizer.json, a .model of SentencePiece, "
+                          "vocab.json beside merges.txt, or vocab.txt")
     _add_tokens(data, path.parent, config, roles)
     return build(data, roles, config)
 
@@ -60,8 +61,8 @@ def _byte_level(path, config):
     except UnicodeDecodeError as error:
         raise FormatError(f"{merges}: not UTF-8: {str(error)[:100]}") from None
     prefix = config.get("add_prefix_space", False) is True
-    model = {"type": "BPE", "vocab": read_object(path), "merges": [line for line in lines if line.strip("\r ") and not line.startswith("#version")]}
-    model["merges"] = [line.rstrip("\r") for line in model["merges"]]
+    lines = [line.rstrip("\r") for line in lines if line.strip("\r ") and not line.startswith("#version")]
+    model = {"type": "BPE", "vocab": read_object(path), "merges": lines}
     return {"model": model, "added_tokens": [], "pre_tokenizer": byte_level(prefix, True), "decoder": byte_level(True, True)}
 
 
@@ -91,7 +92,8 @@ def word_piece(tokens, lowercase=True, strip_accents=None, chinese=True):
 
 
 def _token(i, content, **flags):
-    return {"id": i, "content": content, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True, **flags}
+    return {"id": i, "content": content, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True,
+            **flags}
 
 
 def _add_tokens(data, folder, config, roles):

@@ -4,9 +4,10 @@ from itertools import chain
 
 import numpy as np
 
+from ..errors import FormatError
 from .base import Tokenizer, by_id
 from .decode import contents
-from .pre_tokenize import by_words, pre_tokenizer
+from .pre_tokenize import by_delimiters, by_words, pre_tokenizer
 
 LONG = 48  # characters; longer words are not remembered
 MANY = 1 << 16  # words
@@ -29,22 +30,32 @@ class Known(dict):
 
 
 class WordTokenizer(Tokenizer):
-    """Abstract. A subclass gives `_word(word) -> (list of ids, list of their ends in the word, in characters)`, or (ids, ends, starts) where
-    tokens overlap, as the bytes of one character do.
+    """Abstract. A subclass gives `_word(word) -> (list of ids, list of their ends in the word, in characters)`, or (ids, ends, starts)
+    where tokens overlap, as the bytes of one character do.
 
-    vocab: {token: id}; added: AddedTokens; together ids 0 .. V-1; the other arguments: see Tokenizer.
+    vocab: {token: id}; added: AddedTokens; together ids 0 .. V-1; user_defined: ids of tokens that are found in normalized text and
+    taken whole, as SentencePiece has it; the other arguments: see Tokenizer.
     """
 
-    def __init__(self, vocab, added, roles, config, parts):
-        self.vocab = vocab
+    def __init__(self, vocab, added, roles, config, parts, user_defined=()):
+        self.vocab, self.user_defined = vocab, sorted(user_defined)
         tokens = by_id(vocab, added)
         parts = dict(parts or {})
-        inner, first = contents(parts.get("decoder"), tokens)
-        super().__init__(tokens, inner, added, roles, config, parts, first)
         spec = parts.get("pre_tokenizer")
         self._steps, self._cuts = [] if spec is None else [pre_tokenizer(spec)], []
-        self._known = Known(lambda word: self._word(word)[0])
+        inner, first = contents(parts.get("decoder"), tokens)
+        super().__init__(tokens, inner, added, roles, config, parts, first)
+        if not all(type(i) is int and 0 <= i < len(tokens) and tokens[i] for i in self.user_defined):
+            raise FormatError(f"user_defined holds {self.user_defined[:5]}, expected ids below {len(tokens)}")
+        self._user = {tokens[i]: i for i in self.user_defined}
+        if self._user:
+            found = sorted(self._user, key=len, reverse=True)
+            self._cuts.append(by_delimiters(re.compile("|".join(map(re.escape, found))), "Isolated"))
+        self._known = Known(lambda word: self._whole(word)[0])
         self._spans = Known(self._found)
+
+    def _whole(self, word):
+        return self._word(word) if word not in self._user else ([self._user[word]], [len(word)])
 
     def _word(self, word):
         """One word, not empty."""
@@ -64,7 +75,7 @@ class WordTokenizer(Tokenizer):
             return
         joined = f"|(?<=[{''.join(map(re.escape, sorted(inside)))}]){MARK}+" if inside else ""
         run = f"(?:[^{MARK}]+{joined})+" if joined else f"[^{MARK}]+"
-        self._cuts = [by_words(re.compile(f"{MARK}*{run}|{MARK}+"))]
+        self._cuts += [by_words(re.compile(f"{MARK}*{run}|{MARK}+"))]
 
     def _encode_text(self, text, src, start):
         words, srcs = self.words(text, src, start)
@@ -78,7 +89,7 @@ class WordTokenizer(Tokenizer):
         return ids.astype(np.uint32), np.stack([places[base + starts], places[base + ends - 1] + 1], 1)
 
     def _found(self, word):
-        ids, ends, *starts = self._word(word)
+        ids, ends, *starts = self._whole(word)
         return ids, starts[0] if starts else [0, *ends[:-1]], ends
 
 

@@ -4,6 +4,7 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
+from .added import AddedToken
 from .base import ROLES
 
 
@@ -31,11 +32,13 @@ def as_json(tokenizer):
     """tokenizer -> what tokenizer.json holds; `truncation` and `padding` as they are set now."""
     parts = tokenizer.parts
     padding = tokenizer.padding
+    # others find these in the text itself
+    user = [AddedToken(i, tokenizer.token(i), special=False) for i in getattr(tokenizer, "user_defined", ())]
     if padding is not None:  # the peer wants every key
         pad = tokenizer.pad_id or 0
         padding = {"pad_id": pad, "pad_type_id": 0, "pad_token": tokenizer.token(padding.get("pad_id", pad)), **padding}
     return {"version": "1.0", "truncation": tokenizer.truncation, "padding": padding,
-            "added_tokens": [asdict(token) for token in sorted(tokenizer.added, key=lambda token: token.id)],
+            "added_tokens": [asdict(token) for token in sorted([*tokenizer.added, *user], key=lambda token: token.id)],
             **{key: parts.get(key) for key in ("normalizer", "pre_tokenizer", "post_processor", "decoder")}, "model": tokenizer.model()}
 
 

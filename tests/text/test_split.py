@@ -38,7 +38,7 @@ def scanner(loops, pattern):
     (split.LLAMA3, "(abc'\u017f \n\t\n a", ["(abc", "'\u017f", " \n\t\n", " a"]),
     (split.QWEN2, "x12 3", ["x", "1", "2", " ", "3"]),
     (split.O200K, "HelloWorld's iOS12345/x//\n\nA b", ["Hello", "World's", " i", "OS", "123", "45", "/x", "//\n\n", "A", " b"]),
-    (split.O200K, "\u0301AB \u8a00A\u8a00b", ["\u0301AB", " \u8a00A\u8a00b"]),
+    (split.O200K, "\u0301AB \u8a00A\u8a00b", ["\u0301", "AB", " \u8a00A\u8a00b"]),
     (split.DIGITS, "ab12  3  c", ["ab", "1", "2", "  ", "3", " ", " c"]),
 ])
 def test_known_splits(loops, pattern, text, words):
@@ -56,7 +56,8 @@ def test_compiled_scanner_equals_the_plain_one_and_loses_nothing(data, pattern):
 def test_classes_are_those_of_unicode_16():
     table = unicode.class_table()
     assert np.bincount(table, minlength=6)[1:4].tolist() == [1, 2, 22]
-    assert [table[ord(c)] for c in "Aa5 \n\t\u00e9\u00bd\u1c89\U00016130!\x1f\u8a00\u0301/"] == [6, 7, 5, 1, 2, 3, 7, 5, 6, 5, 0, 0, 4, 8, 9]
+    shown = [table[ord(c)] for c in "Aa5 \n\t\u00e9\u00bd\u1c89\U00016130!\x1f\u8a00\u0301/"]
+    assert shown == [6, 7, 5, 1, 2, 3, 7, 5, 6, 5, 0, 0, 4, 8, 9]
     if tuple(map(int, unicodedata.unidata_version.split("."))) <= (16, 0, 0):
         counts = np.bincount(table)
         assert [counts[4] + counts[6] + counts[7], counts[5]] == [141028, 1911]
