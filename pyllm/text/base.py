@@ -205,8 +205,8 @@ class Tokenizer:
             warnings.warn(f"encode: {sum(sizes) + around} tokens are cut to {room + around}, as the tokenizer's file says; set "
                           "tokenizer.truncation to None to keep all", stacklevel=5)
         strategy, cut = self.truncation["strategy"], slice
-        if len(sizes) == 1:
-            kept = [room]
+        if len(sizes) == 1 or not room:
+            kept = [room] * len(sizes)
         elif strategy == "OnlyFirst":
             kept = [max(room - sizes[1], 0), sizes[1]]
         elif strategy == "OnlySecond":

@@ -1,6 +1,7 @@
 """The character map of SentencePiece (precompiled_charsmap): a double-array trie over UTF-8 and the strings it leads to."""
 import base64
 import binascii
+import re
 import unicodedata
 
 import numpy as np
@@ -22,10 +23,9 @@ class Charsmap:
             raise FormatError(f"precompiled_charsmap: {len(data)} bytes name a trie of {size}")
         self.units = np.frombuffer(data, "<u4", size // 4, 4).tolist()
         self.strings = data[4 + size:]
-        self.starts = {}  # first byte -> True where some key starts with it
-        root = self._offset(self.units[0])
-        self.roots = frozenset(b for b in range(256) if self._child(root, b) is not None)
         self.known = {}
+        plain = "".join(chr(c) for c in range(128) if not self.prefixes(bytes([c])) and c != 13)  # only marks behind them change these
+        self.skip = re.compile(f"(?:[{re.escape(plain)}](?![^\0-\x7f]))*" if plain else "").match
 
     @classmethod
     def from_base64(cls, text):
@@ -96,9 +96,9 @@ class Charsmap:
         """Yields (start, stop, replacement or None): runs that nothing changes come in one piece."""
         done, i, n = 0, 0, len(text)
         while i < n:
-            if text[i].isascii() and (i + 1 == n or text[i + 1].isascii()) and self._find(text[i]) is None and text[i] != "\r":
-                i += 1
-                continue
+            i = self.skip(text, i).end()
+            if i == n:
+                break
             stop = _cluster_end(text, i)
             units = [(i, stop)]
             new = self._find(text[i:stop]) if len(text[i:stop].encode("utf-8", "surrogatepass")) < 6 else None
@@ -118,7 +118,10 @@ class Charsmap:
     def _longest(self, text):
         done, i, n = 0, 0, len(text)
         while i < n:
-            found = self._longest_at(text[i:i + 1] if i + 1 == n or text[i].isascii() and text[i + 1].isascii() else text[i:i + 24])
+            i = self.skip(text, i).end()
+            if i == n:
+                break
+            found = self._longest_at(text[i:i + 1] if text[i:i + 2].isascii() else text[i:i + 8])
             if found is not None:
                 if done < i:
                     yield done, i, None
@@ -145,7 +148,7 @@ def _cluster_end(text, i):
     """Where the character that is seen at i ends: with the marks behind it, as far as the rule of six bytes needs it."""
     if text[i] == "\r":
         return i + 1 + (text[i + 1:i + 2] == "\n")
-    if unicodedata.category(text[i]) in ("Cc", "Cf", "Zl", "Zp") and text[i] != "\u200c\u200d":
+    if unicodedata.category(text[i]) in ("Cc", "Cf", "Zl", "Zp") and text[i] not in "\u200c\u200d":
         return i + 1
     j = i + 1
     while j < len(text) and (unicodedata.category(text[j])[0] == "M" or text[j] in "\u200c\u200d\u0e33\u0eb3\uff9e\uff9f"):

@@ -2,8 +2,9 @@
 from ..errors import FormatError
 from .bpe import byte_level, write_pre_tokenizer
 from .pattern import short
-from .spiece import BPE, CONTROL, UNIGRAM, UNKNOWN, USER_DEFINED, Pieces, around, as_json
+from .spiece import BPE, CONTROL, UNIGRAM, UNKNOWN, USER_DEFINED, Pieces, as_json
 from .split import DIGITS, GPT2, LLAMA3, O200K, QWEN2
+from .template import around
 from .tokenizer_json import build
 from .vocab_files import word_piece
 

@@ -2,11 +2,14 @@
 
 The ids equal those of the `tokenizers` package, and of SentencePiece for its model files.
 """
+import re
+
 import numpy as np
 
 from ..errors import FormatError
 from . import bpe
-from .words import WordTokenizer, utf8
+from .added import AddedToken
+from .words import MARK, WordTokenizer, utf8
 
 
 class SentencePieceBPE(WordTokenizer):
@@ -78,6 +81,25 @@ class SentencePieceBPE(WordTokenizer):
                 "end_of_word_suffix": self.suffix or None, "fuse_unk": self.fuse_unk, "byte_fallback": self.byte_fallback,
                 "ignore_merges": self.ignore_merges, "vocab": dict(sorted(self.vocab.items(), key=lambda item: item[1])),
                 "merges": [list(merge) for merge in self.merges], **extra}
+
+    @classmethod
+    def train(cls, texts, vocab_size, *, special_tokens=("<unk>", "<s>", "</s>"), min_frequency=2, coverage=0.9995, byte_fallback=True,
+              max_memory=1 << 30):
+        """Learns merges from an iterable of str. The first special token stands for what is unknown; characters beyond `coverage` of the
+        text become bytes. Ids: the special tokens, 256 bytes, the characters, the merges; ties as in ByteLevelBPE.train."""
+        from .train import sentencepiece_bpe
+
+        parts = {"normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": MARK}, {"type": "Replace", "pattern": {"String": " "}, "content": MARK}]}}
+        parts["decoder"] = {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": MARK}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]}
+        words = re.compile(f"{MARK}*[^{MARK}]+|{MARK}+").findall
+        tokens, merges = sentencepiece_bpe(texts, vocab_size, special_tokens, min_frequency, parts, words, coverage, byte_fallback,
+                                           max_memory)
+        added = [AddedToken(i, content) for i, content in enumerate(dict.fromkeys(special_tokens))]
+        return cls({token: i for i, token in enumerate(tokens)}, merges, added, unk_token=tokens[0], fuse_unk=True,
+                   byte_fallback=byte_fallback, parts=parts)
 
     @classmethod
     def from_json(cls, model, added, roles, config, parts, get, merges):

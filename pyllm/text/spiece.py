@@ -4,6 +4,7 @@ import struct
 from dataclasses import dataclass, field
 
 from ..errors import FormatError
+from .template import around
 from .words import MARK
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -140,15 +141,3 @@ def bpe(found, unk):
             "fuse_unk": True, "byte_fallback": found.byte_fallback, "ignore_merges": False, "vocab": vocab,
             "merges": [list(pair) for pair in merges],
             "by_token": True}
-
-
-def around(before, after, tokens, sep=False):
-    """Tokens before and after a text, or None -> a post-processor; sep: a second text is followed by `after`, as type 1."""
-    if before is None and after is None:
-        return None
-    def token(content, kind=0):
-        return [{"SpecialToken": {"id": content, "type_id": kind}}] if content is not None else []
-    single = [*token(before), {"Sequence": {"id": "A", "type_id": 0}}, *token(after)]
-    second = [*([] if sep else token(before, 1)), {"Sequence": {"id": "B", "type_id": 1}}, *token(after, 1)]
-    special = {content: {"id": content, "ids": [tokens.index(content)], "tokens": [content]} for content in (before, after) if content}
-    return {"type": "TemplateProcessing", "single": single, "pair": [*single, *second], "special_tokens": special}

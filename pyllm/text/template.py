@@ -85,3 +85,17 @@ def _items(spec, key, id_of):
     if sorted(texts) != ([TEXT_A] if key == "single" else [TEXT_A, TEXT_B]):
         raise FormatError(f"{where} is {short(value)}, expected each text once")
     return tuple(found)
+
+
+def around(before, after, tokens, sep=False):
+    """Tokens before and after a text, or None -> a post-processor; sep: a second text is followed by `after`, as type 1."""
+    if before is None and after is None:
+        return None
+
+    def token(content, kind=0):
+        return [{"SpecialToken": {"id": content, "type_id": kind}}] if content is not None else []
+
+    single = [*token(before), {"Sequence": {"id": "A", "type_id": 0}}, *token(after)]
+    second = [*([] if sep else token(before, 1)), {"Sequence": {"id": "B", "type_id": 1}}, *token(after, 1)]
+    special = {content: {"id": content, "ids": [tokens.index(content)], "tokens": [content]} for content in (before, after) if content}
+    return {"type": "TemplateProcessing", "single": single, "pair": [*single, *second], "special_tokens": special}

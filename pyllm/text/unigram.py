@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from ..errors import FormatError
+from .added import AddedToken
 from .pattern import short
 from .words import MARK, WordTokenizer, char_ends, utf8
 
@@ -63,6 +64,18 @@ class Unigram(WordTokenizer):
         extra = {key: ids for key, ids in (("unused", self.unused), ("user_defined", self.user_defined)) if ids}
         return {"type": "Unigram", "unk_id": self._unknown, "vocab": [list(piece) for piece in self.pieces],
                 "byte_fallback": self.byte_fallback, **extra}
+
+    @classmethod
+    def train(cls, texts, vocab_size=8000, *, special_tokens=("<unk>", "<s>", "</s>"), seed_size=1_000_000, shrinking=0.75, rounds=2,
+              max_memory=1 << 30):
+        """Learns pieces from an iterable of str by EM with pruning. The first special token stands for unknown characters; `rounds` of EM
+        come before each pruning, which keeps the part `shrinking`. A space becomes U+2581 before the word."""
+        from .train import unigram
+
+        parts = {"pre_tokenizer": {"type": "Metaspace", "replacement": MARK, "prepend_scheme": "always", "split": True}}
+        parts["decoder"] = parts["pre_tokenizer"]
+        pieces = unigram(texts, vocab_size, special_tokens, parts, loops, seed_size, shrinking, rounds, max_memory)
+        return cls(pieces, [AddedToken(i, content) for i, (content, _) in enumerate(pieces[:len(special_tokens)])], parts=parts)
 
     @classmethod
     def from_json(cls, model, added, roles, config, parts, get):

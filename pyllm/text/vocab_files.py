@@ -6,7 +6,8 @@ from pathlib import Path
 from ..errors import FormatError
 from .bpe import byte_level
 from .pattern import short
-from .spiece import around, as_json, read_pieces
+from .spiece import as_json, read_pieces
+from .template import around
 from .tokenizer_json import build, read_file, read_object, read_roles
 
 NAMES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "encoder.json", "vocab.txt")

@@ -5,6 +5,8 @@ The ids equal those of the `tokenizers` package.
 import numpy as np
 
 from ..errors import FormatError
+from .added import AddedToken
+from .template import around
 from .words import WordTokenizer, char_ends, utf8
 
 try:
@@ -40,6 +42,24 @@ class WordPiece(WordTokenizer):
         """The model as tokenizer.json writes it."""
         return {"type": "WordPiece", "unk_token": self.unk_token, "continuing_subword_prefix": self.prefix,
                 "max_input_chars_per_word": self.max_chars, "vocab": dict(sorted(self.vocab.items(), key=lambda item: item[1]))}
+
+    @classmethod
+    def train(cls, texts, vocab_size, *, special_tokens=("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), min_frequency=2, lowercase=True,
+              limit_alphabet=1000, max_memory=1 << 30):
+        """Learns pieces as BPE learns merges, the way of `tokenizers`, from an iterable of str, with BERT's rules for splitting.
+
+        Ids: the special tokens, of which [UNK] is one, the `limit_alphabet` most frequent characters, these inside words, the pieces. Of
+        equally frequent pairs the one of smaller ids is first. [CLS] and [SEP] go around a text where they are among the special tokens.
+        """
+        from .train import word_piece
+
+        parts = {**BERT, "normalizer": {**BERT["normalizer"], "lowercase": lowercase}}
+        tokens = word_piece(texts, vocab_size, ["[UNK]", *special_tokens] if "[UNK]" not in special_tokens else special_tokens,
+                            min_frequency, parts, "##", limit_alphabet, max_memory)
+        if {"[CLS]", "[SEP]"} <= set(special_tokens):
+            parts["post_processor"] = around("[CLS]", "[SEP]", tokens, sep=True)
+        added = [AddedToken(tokens.index(content), content) for content in dict.fromkeys(["[UNK]", *special_tokens])]
+        return cls({token: i for i, token in enumerate(tokens)}, added, parts=parts)
 
     @classmethod
     def from_json(cls, model, added, roles, config, parts, get):
