@@ -19,7 +19,7 @@ def contents(spec, tokens):
 
 def decoder(spec):
     """-> a function (token, whether it is the first) -> str, or bytes of a byte token. FormatError for an unknown one."""
-    kind = spec.get("type") if isinstance(spec, dict) else spec
+    kind = spec.get("type") if isinstance(spec, dict) else None
     if spec is None:
         return lambda token, first: token if first else " " + token  # tokens with spaces between them
     if kind == "Fuse":
@@ -45,7 +45,7 @@ def decoder(spec):
         return lambda token, first: bytes.fromhex(m[1]) if (m := _BYTE.fullmatch(token)) else token
     if kind == "Replace":
         find, new = compile_expression(spec.get("pattern"), "decoder.pattern"), string(spec, "content")
-        return lambda token, first: token if isinstance(token, bytes) else find.sub(lambda _: new, token)
+        return lambda token, first: find.sub(lambda _: new, token)
     if kind == "Strip":
         mark, start = string(spec, "content", " "), spec.get("start", 0)
         if type(start) is not int or not 0 <= start <= 1000 or spec.get("stop", 0) != 0:
@@ -53,7 +53,7 @@ def decoder(spec):
 
         def strip(token, first):
             size = len(mark)
-            for _ in range(start if first and size and isinstance(token, str) else 0):
+            for _ in range(start if first and size else 0):
                 token = token[size:] if token.startswith(mark) else token
             return token
 
@@ -63,7 +63,7 @@ def decoder(spec):
 
         def sequence(token, first):
             for step in steps:
-                token = step(token, first)
+                token = step(token, first) if isinstance(token, str) else token
             return token
 
         return sequence

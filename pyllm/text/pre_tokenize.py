@@ -119,16 +119,16 @@ def punctuation(spec):
     behavior = spec.get("behavior", "Isolated")
     if behavior not in BEHAVIORS:
         raise FormatError(f"Punctuation.behavior is {short(behavior)}; supported: {', '.join(BEHAVIORS)}")
-    return by_class(unicode.inside(unicode.punctuation()), behavior)
+    return by_class(unicode.inside(unicode.punctuation), behavior)
 
 
 def bert(spec):
-    marks, blanks = unicode.inside(unicode.punctuation()), unicode.inside(unicode.blank())
+    marks, blanks = unicode.inside(unicode.punctuation), unicode.inside(unicode.blank)
     return by_words(re.compile(f"[^{blanks}{marks}]+|[{marks}]"))
 
 
 def whitespace(spec):
-    word, blanks = unicode.inside(unicode.word()), unicode.inside(unicode.blank())
+    word, blanks = unicode.inside(unicode.word), unicode.inside(unicode.blank)
     return by_words(re.compile(f"[{word}]+|[^{word}{blanks}]+"))
 
 
@@ -159,8 +159,8 @@ def sequence(spec):
 
 KINDS = {
     "BertPreTokenizer": bert, "Whitespace": whitespace, "Metaspace": metaspace, "Split": split, "Punctuation": punctuation,
-    "WhitespaceSplit": lambda _: by_class(unicode.inside(unicode.blank()), "Removed"),
-    "Digits": lambda spec: by_class(unicode.inside(unicode.number()),
+    "WhitespaceSplit": lambda _: by_class(unicode.inside(unicode.blank), "Removed"),
+    "Digits": lambda spec: by_class(unicode.inside(unicode.number),
                                     "Isolated" if flag(spec, "individual_digits", False) else "Contiguous"),
     "CharDelimiterSplit": delimiter, "FixedLength": fixed_length, "Sequence": sequence,
 }

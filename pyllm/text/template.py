@@ -23,7 +23,7 @@ class Template:
 
 def read_template(spec, id_of):
     """spec: a post-processor as tokenizer.json writes it, or None; id_of: token -> id or None -> Template."""
-    kind = spec.get("type") if isinstance(spec, dict) else spec
+    kind = spec.get("type") if isinstance(spec, dict) else None
     if spec is None:
         return Template()
     if kind == "ByteLevel":

@@ -127,9 +127,15 @@ def number():
     return class_table() == NUMBER
 
 
-def inside(table):
-    """(0x110000,) bool -> the inside of a character class for `re`, as ranges."""
-    edges = np.flatnonzero(np.diff(table, prepend=False, append=False)).reshape(-1, 2)
+def mark():
+    """-> (0x110000,) bool: marks of every kind."""
+    return class_table() == MARK
+
+
+@cache
+def inside(members):
+    """members: one of the functions above -> the inside of a character class for `re`, as ranges."""
+    edges = np.flatnonzero(np.diff(members(), prepend=False, append=False)).reshape(-1, 2)
     return "".join(f"\\U{first:08x}-\\U{last - 1:08x}" for first, last in edges.tolist())
 
 

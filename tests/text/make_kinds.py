@@ -1,5 +1,5 @@
-"""Writes kinds.json: ids and offsets that the `tokenizers` package gives for hard texts with small tokenizers that pyllm trained, one of each
-kind, on the texts of make_vectors.py. python tests/text/make_kinds.py"""
+"""Writes kinds.json: ids and offsets that the `tokenizers` package gives for hard texts with small tokenizers that pyllm trained, one of
+each kind, on the texts of make_vectors.py. python tests/text/make_kinds.py"""
 import json
 import sys
 from pathlib import Path

@@ -179,7 +179,8 @@ def test_gguf_vocabularies_from_a_dict():
     keys = {"model": "t5", "tokens": [token for token, _ in data], "scores": np.array([score for _, score in data], np.float32),
             "token_type": np.array(types, np.int32), "bos_token_id": 1, "eos_token_id": np.uint32(2), "add_eos_token": True}
     tokenizer = from_gguf({f"tokenizer.ggml.{key}": value for key, value in keys.items()})
-    assert tokenizer.encode("the river")[-1] == tokenizer.eos_id == 2 and tokenizer.decode(tokenizer.encode("the river")[:-1]) == "the river"
+    ids = tokenizer.encode("the river")
+    assert ids[-1] == tokenizer.eos_id == 2 and tokenizer.decode(ids[:-1]) == "the river"
     for key, value, words in (("model", "rwkv", "rwkv.*supported"), ("tokens", 3, "tokens is 3"), ("scores", [1.0], "1 entries")):
         with pytest.raises(FormatError, match=words):
             from_gguf({f"tokenizer.ggml.{k}": v for k, v in {**keys, key: value}.items()})

@@ -20,7 +20,7 @@ MODELS = ["tok-llama2/tokenizer.model", "tok-spiece/spiece.model", "tok-spiece/t
           "tok-spiece/test_sentencepiece_bpe.model", "tok-spiece/test_sentencepiece_no_bos.model", "sentencepiece/test_model.model"]
 MARK = "\u2581"
 # marks that normalization may put in order, or make one with a part of what stands before them: their places are a matter of taste
-REORDERED = re.compile(f"[^\\0-\\x7f][{unicode.inside(unicode.class_table() == unicode.MARK)}]")
+REORDERED = re.compile(f"[^\\0-\\x7f][{unicode.inside(unicode.mark)}]")
 
 
 def lines():
