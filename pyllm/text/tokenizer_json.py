@@ -19,6 +19,7 @@ from .unigram import Unigram
 from .wordpiece import WordLevel, WordPiece
 
 LARGEST = 1 << 30  # bytes of a file
+NAMES = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "encoder.json", "vocab.txt")
 MODELS = {"WordPiece": WordPiece, "Unigram": Unigram, "WordLevel": WordLevel}
 
 
@@ -31,9 +32,7 @@ def read_tokenizer(path):
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     if path.is_dir():
-        from .vocab_files import NAMES
-
-        path = next((path / name for name in ("tokenizer.json", *NAMES) if (path / name).is_file()), path / "tokenizer.json")
+        path = next((path / name for name in NAMES if (path / name).is_file()), path / "tokenizer.json")
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; expected tokenizer.json or a folder that holds it")
     config = read_object(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
@@ -45,6 +44,11 @@ def read_tokenizer(path):
         return read_other(path, config)
     except FormatError as error:
         raise FormatError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+
+
+def has_tokenizer(folder):
+    """Whether a folder holds one of the files that read_tokenizer opens."""
+    return any((Path(folder) / name).is_file() for name in NAMES)
 
 
 def read_file(path):

@@ -10,13 +10,12 @@ from .spiece import as_json, read_pieces
 from .template import around
 from .tokenizer_json import build, read_file, read_object, read_roles
 
-NAMES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "encoder.json", "vocab.txt")
 BOS = {"LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer"}
 SHIFTED = {"XLMRobertaTokenizer", "CamembertTokenizer", "MBartTokenizer", "MBart50Tokenizer", "BarthezTokenizer", "NllbTokenizer"}
 
 
 def read_other(path, config):
-    """path: one of the files named above; config: tokenizer_config.json or {} -> a Tokenizer."""
+    """path: a .model, vocab.json or encoder.json, or vocab.txt; config: tokenizer_config.json or {} -> a Tokenizer."""
     path = Path(path)
     beside = read_object(path.parent / "special_tokens_map.json") if (path.parent / "special_tokens_map.json").is_file() else {}
     roles = read_roles({**beside, **config})
