@@ -1,7 +1,8 @@
 """pyllm tokenize: train a tokenizer, encode, decode, look at the tokens."""
 import sys
 
-KINDS = {"bpe": "ByteLevelBPE", "sentencepiece": "SentencePieceBPE", "unigram": "Unigram", "wordpiece": "WordPiece", "chars": "CharTokenizer"}
+KINDS = {"bpe": "ByteLevelBPE", "sentencepiece": "SentencePieceBPE", "unigram": "Unigram", "wordpiece": "WordPiece",
+         "chars": "CharTokenizer"}
 COLOURS = (44, 42, 45, 46, 41, 43)
 
 

@@ -22,6 +22,8 @@ def from_gguf(metadata):
             raise FormatError(f"tokenizer.ggml.{name} is {short(value)}, expected {getattr(kind, '__name__', kind)}")
         return value
 
+    template = metadata.get("tokenizer.chat_template")
+    config = {"chat_template": template} if isinstance(template, str) else {}
     model, tokens, count = key("model", str), list(key("tokens", (list, tuple))), 0
     types = list(key("token_type", (list, tuple), [1] * len(tokens)))
     if model not in MODELS:
@@ -42,11 +44,11 @@ def from_gguf(metadata):
         if found.ids["unk"] < 0:
             found.ids["unk"] = next((i for i, kind in enumerate(types) if kind == UNKNOWN), -1)
         data, roles = as_json(found, bos, eos)
-        return build(data, {**roles, **{role: tokens[i] for role, i in ids.items()}}, {})
+        return build(data, {**roles, **{role: tokens[i] for role, i in ids.items()}}, config)
     if model == "bert":
         spelled = [token if kind in (CONTROL, UNKNOWN) or token[:1] == "[" and token[-1:] == "]" else token[1:] if token[:1] == "\u2581"
                    else f"##{token}" for token, kind in zip(tokens, types)]
-        return build(word_piece(spelled), {role: spelled[i] for role, i in ids.items()}, {})
+        return build(word_piece(spelled), {role: spelled[i] for role, i in ids.items()}, config)
     pre = key("pre", str, "default")
     if pre not in PRE:
         raise FormatError(f"tokenizer.ggml.pre is {pre!r:.60}; supported: {', '.join(PRE)}")
@@ -61,4 +63,4 @@ def from_gguf(metadata):
             "added_tokens": added, "pre_tokenizer": write_pre_tokenizer(PRE[pre], key("add_space_prefix", bool, False)),
             "decoder": byte_level(True, True), "normalizer": {"type": "NFC"} if pre == "qwen2" else None,
             "post_processor": around(roles.get("bos") if bos else None, roles.get("eos") if eos else None, tokens)}
-    return build(data, roles, {})
+    return build(data, roles, config)

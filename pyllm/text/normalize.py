@@ -108,11 +108,12 @@ def stripped(spec):
 
 def replaced(spec):
     """The new content has the place of the last character that it replaces."""
-    find, content = compile_expression(spec.get("pattern"), "normalizer.pattern"), string(spec, "content")
+    pattern, content = spec.get("pattern"), string(spec, "content")
+    find, literal = compile_expression(pattern, "normalizer.pattern"), pattern.get("String")
 
     def step(text, src, first):
-        if src is None:
-            return find.sub(lambda _: content, text), None
+        if src is None or literal and len(literal) == len(content) == 1:
+            return text.replace(literal, content) if literal else find.sub(lambda _: content, text), src
         parts, places, done = [], [], 0
         for match in find.finditer(text):
             start, stop = match.span()

@@ -36,10 +36,14 @@ class SentencePieceBPE(WordTokenizer):
         if not affixes and not ignore_merges:
             self._cut_before_marks([left + right for left, right in merges])
 
-    def _word(self, word):
+    def _word(self, word, spans):
         vocab = self.vocab
         if self.ignore_merges and word in vocab:
-            return [vocab[word]], [len(word)]
+            return [vocab[word]], [0], [len(word)]
+        if not spans and not self.prefix and not self.suffix:
+            symbols = list(map(vocab.get, word))
+            if None not in symbols:
+                return self._encoder.merged(symbols), None, None
         symbols, starts, ends, unknown, last = [], [], [], False, len(word) - 1
         for i, c in enumerate(word):
             spelled = c
@@ -72,7 +76,7 @@ class SentencePieceBPE(WordTokenizer):
             first.append(starts[min(at, len(starts) - 1)])
             at += self._sizes[id]
             stops.append(ends[min(at, len(ends)) - 1])
-        return ids, stops, first
+        return ids, first, stops
 
     def model(self):
         """The model as tokenizer.json writes it."""

@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import FormatError
 from .added import AddedToken
 from .pattern import short
-from .words import MARK, WordTokenizer, char_ends, utf8
+from .words import MARK, WordTokenizer, char_spans, utf8
 
 try:
     from . import _pieces as loops
@@ -44,20 +44,23 @@ class Unigram(WordTokenizer):
         if MARK in vocab:
             self._cut_before_marks([token for token, *_ in kept])
 
-    def _word(self, word):
+    def _word(self, word, spans):
         found = self._lattice.best(utf8(word))
         if found is None:
             raise ValueError(f"encode: {word!r:.60} holds a character that this Unigram lacks, and it has no unk_id and no bytes")
-        ids, ends = found[0], char_ends(word, found[1])
-        if not self._bytes or self._unknown not in ids:
-            return ids, ends
-        out, stops, starts = [], [], []
-        for id, a, b in zip(ids, [0, *ends], ends):
+        ids, through_bytes = found[0], self._bytes and self._unknown in found[0]
+        if not spans and not through_bytes:
+            return ids, None, None
+        starts, ends = char_spans(word, found[1])
+        if not through_bytes:
+            return ids, starts, ends
+        out, first, stops = [], [], []
+        for id, a, b in zip(ids, starts, ends):
             new = [self._bytes[byte] for byte in utf8(word[a:b])] if id == self._unknown else [id]
             out += new
-            starts += [a] * len(new)
+            first += [a] * len(new)
             stops += [b] * len(new)
-        return out, stops, starts
+        return out, first, stops
 
     def model(self):
         """The model as tokenizer.json writes it."""

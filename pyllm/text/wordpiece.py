@@ -7,7 +7,7 @@ import numpy as np
 from ..errors import FormatError
 from .added import AddedToken
 from .template import around
-from .words import WordTokenizer, char_ends, utf8
+from .words import WordTokenizer, char_spans, utf8
 
 try:
     from . import _pieces as loops
@@ -31,12 +31,14 @@ class WordPiece(WordTokenizer):
         ids = [np.array([vocab[token] for token in group], np.int32) for group in (first, rest)]
         self._loop = loops.WordPieces(list(map(utf8, first)), ids[0], [utf8(token[len(prefix):]) for token in rest], ids[1])
 
-    def _word(self, word):
+    def _word(self, word, spans):
         found = self._loop.split(utf8(word)) if len(word) <= self.max_chars else None
         if found is None:
-            return [self.unk_id], [len(word)]
+            return [self.unk_id], [0], [len(word)]
+        if not spans:
+            return found, None, None
         sizes = [len(utf8(self._tokens[i])) - (len(self.prefix.encode()) if at else 0) for at, i in enumerate(found)]
-        return found, char_ends(word, np.cumsum(sizes).tolist())
+        return found, *char_spans(word, np.cumsum(sizes).tolist())
 
     def model(self):
         """The model as tokenizer.json writes it."""
@@ -78,8 +80,8 @@ class WordLevel(WordTokenizer):
         self.unk_token = unk_token
         super().__init__(vocab, added, {"unk": unk_token, **(roles or {})}, config, parts)
 
-    def _word(self, word):
-        return [self.vocab.get(word, self.unk_id)], [len(word)]
+    def _word(self, word, spans):
+        return [self.vocab.get(word, self.unk_id)], [0], [len(word)]
 
     def model(self):
         """The model as tokenizer.json writes it."""

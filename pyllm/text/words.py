@@ -30,8 +30,8 @@ class Known(dict):
 
 
 class WordTokenizer(Tokenizer):
-    """Abstract. A subclass gives `_word(word) -> (list of ids, list of their ends in the word, in characters)`, or (ids, ends, starts)
-    where tokens overlap, as the bytes of one character do.
+    """Abstract. A subclass gives `_word(word, spans) -> (list of ids, list of their starts, list of their ends in the word, in
+    characters)`; without `spans` the ids alone count.
 
     vocab: {token: id}; added: AddedTokens; together ids 0 .. V-1; user_defined: ids of tokens that are found in normalized text and
     taken whole, as SentencePiece has it; the other arguments: see Tokenizer.
@@ -51,13 +51,13 @@ class WordTokenizer(Tokenizer):
         if self._user:
             found = sorted(self._user, key=len, reverse=True)
             self._cuts.append(by_delimiters(re.compile("|".join(map(re.escape, found))), "Isolated"))
-        self._known = Known(lambda word: self._whole(word)[0])
-        self._spans = Known(self._found)
+        self._known = Known(lambda word: self._whole(word, False)[0])
+        self._spans = Known(lambda word: self._whole(word, True))
 
-    def _whole(self, word):
-        return self._word(word) if word not in self._user else ([self._user[word]], [len(word)])
+    def _whole(self, word, spans):
+        return self._word(word, spans) if word not in self._user else ([self._user[word]], [0], [len(word)])
 
-    def _word(self, word):
+    def _word(self, word, spans):
         """One word, not empty."""
         raise NotImplementedError
 
@@ -80,7 +80,7 @@ class WordTokenizer(Tokenizer):
     def _encode_text(self, text, src, start):
         words, srcs = self.words(text, src, start)
         if srcs is None:
-            return np.fromiter(chain.from_iterable(map(self._known.__getitem__, words)), np.uint32), None
+            return np.array(list(chain.from_iterable(map(self._known.__getitem__, words))), np.uint32), None
         found = [self._spans[word] for word in words]
         ids, starts, ends = (np.fromiter(chain.from_iterable(part[k] for part in found), np.int64) for k in range(3))
         sizes = np.array([len(word) for word in words], np.int64)  # places in words -> places in all words, one behind the other
@@ -88,18 +88,17 @@ class WordTokenizer(Tokenizer):
         places = np.concatenate([src[:0], *srcs])
         return ids.astype(np.uint32), np.stack([places[base + starts], places[base + ends - 1] + 1], 1)
 
-    def _found(self, word):
-        ids, ends, *starts = self._whole(word)
-        return ids, starts[0] if starts else [0, *ends[:-1]], ends
-
 
 def utf8(text):
     return text.encode("utf-8", "surrogatepass")
 
 
-def char_ends(word, ends):
-    """Byte places in the word's UTF-8 -> places in characters."""
-    if word.isascii():
-        return ends
-    sizes = np.cumsum([len(utf8(c)) for c in word])
-    return (np.searchsorted(sizes, ends) + 1).tolist()
+def char_spans(word, ends):
+    """Byte places in the word's UTF-8 where tokens end -> their starts and ends in characters."""
+    if not word.isascii():
+        data, done, places = utf8(word), 0, []
+        for end in ends:
+            places.append((places[-1] if places else 0) + len(data[done:end].decode("utf-8", "replace")))
+            done = end
+        ends = places
+    return [0, *ends[:-1]], ends
