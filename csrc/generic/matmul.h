@@ -243,7 +243,7 @@ INLINE bool has_epilogue(const MatmulArgs& g) { return g.bias || g.z || g.act !=
 template <int M, class T = Float32>
 static void skinny_columns(const MatmulArgs& g, index_t col, index_t cols, const float* ahead = nullptr) {
     constexpr index_t D = T::DEPTH;
-    V total[M];
+    V total[M] = {};
     for (index_t k0 = 0; k0 < g.k; k0 += KC) {
         const index_t kc = std::min(KC, g.k - k0);
         const float* a = g.a + k0 / D * g.a_col;
