@@ -4,7 +4,9 @@ from typing import Callable
 
 import numpy as np
 
+from pyllm import kernels as K
 from pyllm.kernels import reference
+from pyllm.kernels.packed import FORMATS
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,23 @@ def attention(*, vjp=False, segments=False, starts=False, bias=False, **options)
     return make
 
 
+def linear(format=None, vjp=False):
+    """x:(n, c) w:(67, c), or dy:(n, c) w:(c, 64); w packed, c then whole blocks but for bf16, or an array."""
+    def make(rng, n, c):
+        o, i = (c, 64) if vjp else (67, c if format in (None, "bf16") else -(-c // 32) * 32)
+        w = x(rng, o, i)
+        return x(rng, n, o if vjp else i), w if format is None else K.Packed.quantize(w, format)
+
+    return make
+
+
 MASKS = ({}, {"causal": False, "segments": True}, {"window": 50, "starts": True}, {"bias": True, "causal": False})
 SHAPED = [
     *(Case("matmul", product(ta, tb), () if ta else (0,), rtol=2e-6) for ta in (False, True) for tb in (False, True)),
     Case("matmul", product(tb=True, bias=lambda r, n: x(r, 67), act=lambda r, n: "gelu"), (0,), (0, 1), rtol=2e-6),
+    *(Case("linear", linear(format), kwargs={"act": act}, out_rows=(0, 1) if act else (0,), rtol=2e-6)
+      for format in (None, *FORMATS) for act in (None, "gelu_tanh")),
+    *(Case("linear_vjp", linear(format, vjp=True), rtol=2e-6) for format in (None, *FORMATS)),
     *(Case("attention", attention(**mask), (0, 1, 2), (0, 1), rtol=2e-6) for mask in MASKS),
     *(Case("attention_vjp", attention(vjp=True, **mask), (0, 1, 2, 3, 4, 5), (0, 1, 2), rtol=5e-6) for mask in MASKS),
     *(Case("rope", lambda r, n, c: (x(r, n, 30, 3, 26), x(r, 99, 12), x(r, 99, 12), r.integers(0, 99, (n, 30)).astype(np.int32)), (0, 3),
