@@ -1,13 +1,10 @@
 """GPT-2: learned positions, pre-norm blocks, gelu (Radford et al. 2019)."""
-import warnings
 from dataclasses import dataclass, field
 
-from pyllm.autograd import Rng, checkpoint, ops
+from pyllm.autograd import Rng, ops
 from pyllm.errors import ConfigError
-from pyllm.models.base import CausalLM, Config
-from pyllm.nn import Embedding, LayerNorm, Linear, Module, positions
-
-ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu", "silu": "silu", "swish": "silu"}
+from pyllm.models.base import CausalLM, Config, Trunk
+from pyllm.nn import ACTIVATIONS, Embedding, LayerNorm, Linear, Module, add_projection, attend, positions, through
 
 
 @dataclass(frozen=True)
@@ -17,6 +14,7 @@ class GPT2Config(Config):
     model_type, architecture = "gpt2", "GPT2LMHeadModel"
     SIZES = {"layers": ("n_layer",), "heads": ("n_head",), "width": ("n_embd",), "context": ("n_positions",),
              "dropout": ("embd_pdrop", "resid_pdrop")}
+    FIXED = {"add_cross_attention": False}
     vocab_size: int = 50257
     n_positions: int = 1024
     n_embd: int = 768
@@ -27,7 +25,7 @@ class GPT2Config(Config):
     layer_norm_epsilon: float = 1e-5
     embd_pdrop: float = 0.0
     resid_pdrop: float = 0.0
-    attn_pdrop: float = 0.0  # kept for the file; attention weights are never dropped
+    attn_pdrop: float = 0.0  # of attention weights: they are held then, (B, H, T, T)
     initializer_range: float = 0.02
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
@@ -39,27 +37,28 @@ class GPT2Config(Config):
         super().__post_init__()
         if self.n_embd % self.n_head:
             raise ConfigError(f"gpt2 config: n_embd={self.n_embd} is not a multiple of n_head={self.n_head}")
-        if self.activation_function not in ACTIVATIONS:
-            raise ConfigError(f"gpt2 config: activation_function={self.activation_function!r}; expected one of {', '.join(ACTIVATIONS)}")
+        self.check_activation("activation_function")
+
+    init_std = property(lambda self: self.initializer_range)
 
 
 class Attention(Module):
     def __init__(self, c, layer):
         self.c_attn = Linear(c.n_embd, 3 * c.n_embd, c.bias, c.initializer_range)
         self.c_proj = Linear(c.n_embd, c.n_embd, c.bias, c.initializer_range / (2 * c.n_layer) ** 0.5)
-        self.heads, self.layer = c.n_head, layer
+        self.heads, self.layer, self.p = c.n_head, layer, c.attn_pdrop
         self.scale = (c.n_embd // c.n_head) ** -0.5 if c.scale_attn_weights else 1.0
         if c.scale_attn_by_inverse_layer_idx:
             self.scale /= layer + 1
 
-    def __call__(self, x, segments, cache):
+    def __call__(self, x, segments, cache, rng):
         """x:(B, T, C) -> (B, T, C), before the output projection."""
         qkv = self.c_attn(x)
-        if cache is None:
+        if cache is None and (rng is None or self.p == 0):
             return ops.attention_packed(qkv, heads=self.heads, kv_heads=self.heads, segments=segments, scale=self.scale)
-        q, k, v = ops.split_heads(qkv.data, self.heads, self.heads)
-        k, v = cache.append(self.layer, k, v)
-        return ops.attention(q, k, v, starts=cache.lengths, scale=self.scale).reshape(*x.shape)
+        c, d = x.shape[2], x.shape[2] // self.heads
+        q, k, v = (qkv[:, :, i : i + c].reshape(*x.shape[:2], self.heads, d) for i in (0, c, 2 * c))
+        return attend(q, k, v, segments=segments, cache=cache, layer=self.layer, scale=self.scale, p=self.p, rng=rng)
 
 
 class MLP(Module):
@@ -79,54 +78,37 @@ class Block(Module):
         self.p = c.resid_pdrop
 
     def __call__(self, x, segments, cache, rng):
-        x = add_projection(self.attn.c_proj, self.attn(self.ln_1(x), segments, cache), x, self.p, rng and rng.fold(0))
+        heads = self.attn(self.ln_1(x), segments, cache, rng and rng.fold(2))
+        x = add_projection(self.attn.c_proj, heads, x, self.p, rng and rng.fold(0))
         return add_projection(self.mlp.c_proj, self.mlp.c_fc(self.ln_2(x), activation=self.mlp.activation), x, self.p, rng and rng.fold(1))
 
 
-def add_projection(linear, x, residual, p, rng):
-    """residual + dropout(linear(x)): one kernel where nothing is dropped."""
-    if rng is None or p == 0:
-        return linear(x, residual=residual)
-    return residual + ops.dropout(linear(x), p, rng)
+class Body(Trunk):
+    """tokens:(B, T) -> (B, T, C)."""
 
+    PREFIX = "transformer."  # absent in the files of the first release
+    TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")  # (in, out) in the checkpoint
+    IGNORED = (r"h\.\d+\.attn\.(masked_)?bias$",)  # buffers of old checkpoints
 
-class Body(Module):
-    def __init__(self, c):
+    def __init__(self, c, checkpointing=False):
+        self.config, self.checkpointing = c, checkpointing
         self.wte = Embedding(c.vocab_size, c.n_embd, c.initializer_range)
         self.wpe = Embedding(c.n_positions, c.n_embd, c.initializer_range)
         self.h = [Block(c, i) for i in range(c.n_layer)]
         self.ln_f = LayerNorm(c.n_embd, c.layer_norm_epsilon, c.bias)
 
+    def embedding(self):
+        return self.wte
+
+    def __call__(self, tokens, segments=None, cache=None, rng: Rng | None = None):
+        tokens, segments = self.check(tokens, segments, cache)
+        c = self.config
+        x = self.wte(tokens) + self.wpe(positions(tokens, segments, cache, limit=c.n_positions))
+        x = ops.dropout(x, c.embd_pdrop, rng and rng.fold(c.n_layer))
+        return self.ln_f(through(self.h, x, checkpointing=self.checkpointing, rng=rng, segments=segments, cache=cache))
+
 
 class GPT2(CausalLM):
-    """tokens:(B, T) -> logits (B, T, V). checkpointing: keep no activations inside a block, compute them twice.
+    """tokens:(B, T) -> logits (B, T, V). checkpointing: keep no activations inside a block, compute them twice."""
 
-    Dropout acts on the embeddings and the residual branches; attn_pdrop, on attention weights, is not applied and training says so.
-    """
-
-    TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")  # (in, out) in the checkpoint
-    IGNORED = (r"h\.\d+\.attn\.(masked_)?bias$",)  # buffers of old checkpoints
-    PREFIX = "transformer."  # absent in the files of the first release
-
-    def __init__(self, config, checkpointing=False):
-        self.config, self.checkpointing = config, checkpointing
-        self.transformer = Body(config)
-        self.lm_head = None if config.tie_word_embeddings else Linear(config.n_embd, config.vocab_size, False, config.initializer_range)
-
-    def head_weight(self):
-        return self.transformer.wte.weight if self.lm_head is None else self.lm_head.weight
-
-    def hidden(self, tokens, segments=None, cache=None, rng: Rng | None = None):
-        tokens, segments = self.check(tokens, segments, cache)
-        body, c = self.transformer, self.config
-        if rng is not None and c.attn_pdrop:
-            warnings.warn(f"gpt2: attn_pdrop={c.attn_pdrop} is not applied: dropout acts on embeddings and residual branches", stacklevel=3)
-        x = body.wte(tokens) + body.wpe(positions(tokens, segments, cache, limit=c.n_positions))
-        x = ops.dropout(x, c.embd_pdrop, rng and rng.fold(c.n_layer))
-        for i, block in enumerate(body.h):
-            key = rng and rng.fold(i)
-            if self.checkpointing:
-                x = checkpoint(lambda x, block=block, key=key: block(x, segments, cache, key), x)
-            else:
-                x = block(x, segments, cache, key)
-        return body.ln_f(x)
+    TRUNK = Body
