@@ -12,11 +12,12 @@ class Config:
     """A frozen dataclass with the keys of the Hugging Face config.json; keys it does not know are kept in `extra`.
 
     ConfigError names every value of the wrong kind or range; a family's own __post_init__ adds what must fit together.
-    SIZES: what every family has, by a common name -> this family's keys for it. FIXED: keys of other variants of the family -> the one
+    architecture: the name of the language model; base_architecture: of the family without a head. SIZES: what every family has, by a common name -> this family's keys for it. FIXED: keys of other variants of the family -> the one
     value that is computed here; another is refused, never ignored.
     """
 
     FIXED = {}
+    head_dropout = property(lambda self: self.extra.get("classifier_dropout") or 0.0)  # before the layer of a classifier
 
     def __post_init__(self):
         wrong = [_mismatch(f, getattr(self, f.name)) for f in dataclasses.fields(self)]
@@ -117,14 +118,35 @@ def check_tokens(name, tokens, vocabulary, segments=None, cache=None):
     return np.ascontiguousarray(tokens, np.int32), segments
 
 
-class Trunk(Module):
-    """A family without a head. PREFIX: its path inside a model with one; the names in a checkpoint may come with or without it.
+def edge_token(hidden, segments=None, first=False):
+    """hidden:(B, T, C) -> (B, C) of each row's last (or first) token that is not padding. segments:(B, T), 0 = padding."""
+    b, t, _ = hidden.shape
+    real = np.ones((b, t), bool) if segments is None else np.asarray(segments) > 0
+    if real.shape != (b, t):
+        raise ValueError(f"segments {real.shape}, expected {(b, t)}")
+    at = real.argmax(1) if first else t - 1 - real[:, ::-1].argmax(1)
+    return hidden[np.arange(b), at]
 
-    TRANSPOSED: endings of the weights that checkpoints hold as (in, out). IGNORED: patterns of tensors that carry no weights.
-    RENAMED: (pattern, replacement) of names that older files use. CAUSAL: a position sees no later one.
+
+class Trunk(Module):
+    """A family without a head; defines `embedding`, the Embedding of its tokens, and a call that gives hidden states (B, T, C).
+
+    PREFIX: its path inside a model with a head; the names in a checkpoint may come with or without it. HEADS: what
+    the heads of models/heads.py are called beside it. TRANSPOSED: endings of the weights that checkpoints hold as (in, out). IGNORED:
+    patterns of tensors that carry no weights. RENAMED: (pattern, replacement) of names that older files use. CAUSAL: a position sees
+    no later one.
     """
 
-    TRANSPOSED, IGNORED, RENAMED, CAUSAL = (), (), (), True
+    PREFIX, CAUSAL, TRANSPOSED, IGNORED, RENAMED = "", True, (), (), ()
+    HEADS = {"sequence": "score", "token": "score", "span": "qa_outputs"}
+    architecture = property(lambda self: self.config.base_architecture)
+
+    @classmethod
+    def alone(cls, config):
+        """-> the model that base_architecture is."""
+        return cls(config)
+
+    for_sequences = alone  # what a classifier of sequences is built on
 
     def aliases(self):
         """-> {name a checkpoint may hold: the parameter it is a copy of}."""
@@ -134,22 +156,25 @@ class Trunk(Module):
         """See check_tokens."""
         return check_tokens(type(self).__name__, tokens, self.config.vocab_size, segments, cache)
 
+    def pooled(self, hidden, segments):
+        """hidden:(B, T, C) -> (B, C): what a classifier reads, the last token."""
+        return edge_token(hidden, segments)
+
 
 class Headed(Module):
     """A trunk at its own PREFIX and a head beside it, so that the paths are the names in the checkpoint."""
 
     def __init__(self, trunk):
-        self.config = trunk.config
-        setattr(self, trunk.PREFIX[:-1], trunk)
+        self.config, self.PREFIX = trunk.config, trunk.PREFIX
+        setattr(self, self.PREFIX[:-1], trunk)
 
-    PREFIX = property(lambda self: self.trunk.PREFIX)
     TRANSPOSED = property(lambda self: self.trunk.TRANSPOSED)
     IGNORED = property(lambda self: self.trunk.IGNORED)
     RENAMED = property(lambda self: self.trunk.RENAMED)
 
     @property
     def trunk(self):
-        return next(child for _, child in self.children() if isinstance(child, Trunk))
+        return vars(self)[self.PREFIX[:-1]]
 
     @property
     def checkpointing(self):
@@ -167,16 +192,16 @@ class Headed(Module):
 class LanguageModel(Headed):
     """Hidden states -> logits Tensor (B, T, V): the embedding's own matrix, or `lm_head` where the configuration does not tie them.
 
-    A family's subclass names its trunk, and defines `hidden` where the head reads something else than what the trunk gives.
+    A family's subclass names its trunk. ALSO: further architectures of config.json that are this model.
     """
 
-    TRUNK = Trunk
-    HEAD = "lm_head"  # what the checkpoint calls the head; its weight is a copy where tied
+    TRUNK, ALSO = Trunk, ()
+    architecture = property(lambda self: self.config.architecture)
 
-    def __init__(self, config, checkpointing=False):
+    def __init__(self, config, checkpointing=False, head="lm_head"):
         super().__init__(self.TRUNK(config, checkpointing))
         self.lm_head = None
-        if not config.tie_word_embeddings:
+        if head and not config.tie_word_embeddings:
             self.lm_head = Linear(config.size("width"), config.vocab_size, False, config.init_std)
 
     def head_weight(self):
@@ -198,7 +223,7 @@ class LanguageModel(Headed):
         if self.lm_head is not None:
             return super().aliases()
         tied = self.head_weight()
-        return {**super().aliases(), f"{self.HEAD}.weight": next(n for n, p in self.named_parameters() if p is tied)}
+        return {**super().aliases(), "lm_head.weight": next(n for n, p in self.named_parameters() if p is tied)}
 
 
 class CausalLM(LanguageModel):

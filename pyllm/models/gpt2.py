@@ -11,7 +11,7 @@ from pyllm.nn import ACTIVATIONS, Embedding, LayerNorm, Linear, Module, add_proj
 class GPT2Config(Config):
     """Keys of the Hugging Face config.json; defaults are GPT-2 small's, without dropout."""
 
-    model_type, architecture = "gpt2", "GPT2LMHeadModel"
+    model_type, architecture, base_architecture = "gpt2", "GPT2LMHeadModel", "GPT2Model"
     SIZES = {"layers": ("n_layer",), "heads": ("n_head",), "width": ("n_embd",), "context": ("n_positions",),
              "dropout": ("embd_pdrop", "resid_pdrop")}
     FIXED = {"add_cross_attention": False}
@@ -87,6 +87,7 @@ class Body(Trunk):
     """tokens:(B, T) -> (B, T, C)."""
 
     PREFIX = "transformer."  # absent in the files of the first release
+    HEADS = {"sequence": "score", "token": "classifier", "span": "qa_outputs"}
     TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")  # (in, out) in the checkpoint
     IGNORED = (r"h\.\d+\.attn\.(masked_)?bias$",)  # buffers of old checkpoints
 

@@ -8,7 +8,7 @@ from pyllm.models.decoder import DecoderConfig, DecoderLM
 class LlamaConfig(DecoderConfig):
     """Keys of the Hugging Face config.json; defaults are Llama 2 7B's."""
 
-    model_type, architecture = "llama", "LlamaForCausalLM"
+    model_type, architecture, base_architecture = "llama", "LlamaForCausalLM", "LlamaModel"
     hidden_act: str = "silu"
     attention_bias: bool = False
     mlp_bias: bool = False

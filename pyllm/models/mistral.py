@@ -8,7 +8,7 @@ from pyllm.models.decoder import DecoderConfig, DecoderLM
 class MistralConfig(DecoderConfig):
     """Keys of the Hugging Face config.json; defaults are Mistral 7B v0.1's."""
 
-    model_type, architecture = "mistral", "MistralForCausalLM"
+    model_type, architecture, base_architecture = "mistral", "MistralForCausalLM", "MistralModel"
     intermediate_size: int = 14336
     num_key_value_heads: int | None = 8
     max_position_embeddings: int = 131072

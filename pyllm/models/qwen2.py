@@ -9,7 +9,7 @@ from pyllm.models.decoder import DecoderConfig, DecoderLM
 class Qwen2Config(DecoderConfig):
     """Keys of the Hugging Face config.json; defaults are the library's."""
 
-    model_type, architecture = "qwen2", "Qwen2ForCausalLM"
+    model_type, architecture, base_architecture = "qwen2", "Qwen2ForCausalLM", "Qwen2Model"
     vocab_size: int = 151936
     intermediate_size: int = 22016
     num_key_value_heads: int | None = 32

@@ -9,7 +9,7 @@ from pyllm.models.qwen2 import Qwen2Config
 class Qwen3Config(Qwen2Config):
     """Keys of the Hugging Face config.json; defaults are the library's."""
 
-    model_type, architecture = "qwen3", "Qwen3ForCausalLM"
+    model_type, architecture, base_architecture = "qwen3", "Qwen3ForCausalLM", "Qwen3Model"
     head_dim: int | None = 128
     attention_bias: bool = False
 
