@@ -32,14 +32,14 @@ def build(config, seed=None):
 
 def _compose(family, config, name):
     """-> the model of the architecture `name` (None: the language model), with zeros."""
-    base = config.base_architecture
-    heads = {base.removesuffix("Model") + suffix: head for suffix, head in HEADS.items() if head.KIND in family.TRUNK.HEADS}
+    base, trunk = config.base_architecture, family.TRUNK
+    heads = {base.removesuffix("Model") + suffix: head for suffix, head in HEADS.items() if trunk and head.KIND in trunk.HEADS}
     if name in (None, config.architecture, *family.ALSO):
         return family(config)
-    if name == base:
-        return family.TRUNK.alone(config)
+    if name == base and trunk:
+        return trunk.alone(config)
     if name not in heads:
-        known = (config.architecture, *family.ALSO, base, *heads)
+        known = (config.architecture, *family.ALSO, *([base] if trunk else []), *heads)
         raise ConfigError(f"config: architectures={name!r}; expected for {config.model_type} one of {', '.join(known)}.{suggest(name, known)}")
     return heads[name](family, config)
 
@@ -109,7 +109,8 @@ def load_weights(model, tensors, where="the checkpoint"):
         found.setdefault(place, names[0])
     for place, p in own.items():
         if place not in found:
-            wrong.append(f"missing: {place} {p.shape}")
+            if place not in model.OPTIONAL:
+                wrong.append(f"missing: {place} {p.shape}")
             continue
         array = tensors[found[place]]
         shape = array.shape[::-1] if _turned(model, place, array) else array.shape
@@ -121,8 +122,8 @@ def load_weights(model, tensors, where="the checkpoint"):
                   for name in copies.get(place, ()) if name != found[place] and not _equal(tensors[name], array)]
     if wrong:
         raise FormatError(f"load: {where}: {type(model).__name__}: {len(wrong)} mismatches:\n  " + "\n  ".join(wrong))
-    for place, p in own.items():
-        array = tensors[found[place]]
+    for place, name in found.items():
+        p, array = own[place], tensors[name]
         turned, p.data = _turned(model, place, array), K.empty(p.shape)
         p.data[...] = to_float32(array).T if turned else to_float32(array)
     return report

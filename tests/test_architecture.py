@@ -25,7 +25,7 @@ LAYERS = [
     {"autograd", "text", "data", "measure"},
     {"nn"},
     {"models"},
-    {"folders", "objectives", "generation", "peft"},
+    {"folders", "embedding", "objectives", "generation", "peft"},
     {"training", "evaluate"},
     {"align"},
     {"cli"},

@@ -133,11 +133,11 @@ class Trunk(Module):
 
     PREFIX: its path inside a model with a head; the names in a checkpoint may come with or without it. HEADS: what
     the heads of models/heads.py are called beside it. TRANSPOSED: endings of the weights that checkpoints hold as (in, out). IGNORED:
-    patterns of tensors that carry no weights. RENAMED: (pattern, replacement) of names that older files use. CAUSAL: a position sees
-    no later one.
+    patterns of tensors that carry no weights. RENAMED: (pattern, replacement) of names that older files use. OPTIONAL:
+    parameters that a file may lack, zeros then. CAUSAL: a position sees no later one.
     """
 
-    PREFIX, CAUSAL, TRANSPOSED, IGNORED, RENAMED = "", True, (), (), ()
+    PREFIX, CAUSAL, TRANSPOSED, IGNORED, RENAMED, OPTIONAL = "", True, (), (), (), ()
     HEADS = {"sequence": "score", "token": "score", "span": "qa_outputs"}
     architecture = property(lambda self: self.config.base_architecture)
 
@@ -171,6 +171,7 @@ class Headed(Module):
     TRANSPOSED = property(lambda self: self.trunk.TRANSPOSED)
     IGNORED = property(lambda self: self.trunk.IGNORED)
     RENAMED = property(lambda self: self.trunk.RENAMED)
+    OPTIONAL = property(lambda self: self.trunk.OPTIONAL)
 
     @property
     def trunk(self):

@@ -97,7 +97,7 @@ class DecoderConfig(Config):
     activation_key = "hidden_act"
     qkv_bias = out_bias = mlp_bias = False
     qk_norm = sandwich = False  # RMS norms of each query's and key's head; a second norm behind each branch
-    norm_offset = 0.0  # added to the weights of the norms
+    norm = RMSNorm  # the class of the norms
     scale = None  # of scores; head_size^-0.5
     embed_scale = 1.0
 
@@ -130,7 +130,7 @@ class Decoder(Trunk):
             tables.setdefault(repr(kind), RotaryTable(c.head_size, *kind, context=c.max_position_embeddings))
         self.embed_tokens = Embedding(c.vocab_size, c.hidden_size, c.initializer_range)
         self.layers = [RotaryBlock(c, i, tables[repr(c.rope(i))]) for i in range(c.num_hidden_layers)]
-        self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps, c.norm_offset)
+        self.norm = c.norm(c.hidden_size, c.rms_norm_eps)
 
     def embedding(self):
         return self.embed_tokens

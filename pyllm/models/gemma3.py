@@ -2,6 +2,7 @@
 from dataclasses import dataclass
 
 from pyllm.models.decoder import DecoderConfig, DecoderLM
+from pyllm.nn import OffsetRMSNorm
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Gemma3Config(DecoderConfig):
     activation_key = "hidden_activation"
     qkv_bias = out_bias = property(lambda self: self.attention_bias)
     qk_norm = sandwich = True
-    norm_offset = 1.0
+    norm = OffsetRMSNorm
     scale = property(lambda self: self.query_pre_attn_scalar**-0.5)
     embed_scale = property(lambda self: self.hidden_size**0.5)
 

@@ -1,6 +1,6 @@
 """What the families' attentions and blocks share: heads, caches, grouped rotary attention, residual branches, checkpointing."""
 from pyllm.autograd import checkpoint, ops
-from pyllm.nn.layers import Linear, RMSNorm
+from pyllm.nn.layers import Linear
 from pyllm.nn.module import Module
 
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu", "silu": "silu", "swish": "silu"}
@@ -18,6 +18,8 @@ def attend(q, k, v, bias=None, *, causal=True, window=0, segments=None, cache=No
     """
     if cache is not None:
         k, v = cache.append(layer, k.data, v.data)
+        if bias is not None:  # as wide as the keys there are, not as the room for them
+            k, v = k[:, : bias.shape[3]], v[:, : bias.shape[3]]
         out = ops.attention(q, k, v, bias, causal=causal, window=window, starts=cache.lengths, scale=scale)
     elif rng is None or p == 0:
         out = ops.attention(q, k, v, bias, causal=causal, window=window, segments=segments, scale=scale)
@@ -52,7 +54,7 @@ class RotaryAttention(Module):
         self.k_proj = Linear(c.hidden_size, c.kv_heads * d, c.qkv_bias, std)
         self.v_proj = Linear(c.hidden_size, c.kv_heads * d, c.qkv_bias, std)
         self.o_proj = Linear(c.num_attention_heads * d, c.hidden_size, c.out_bias, std / (2 * c.num_hidden_layers) ** 0.5)
-        self.q_norm, self.k_norm = (RMSNorm(d, c.rms_norm_eps, c.norm_offset) if c.qk_norm else None for _ in range(2))
+        self.q_norm, self.k_norm = (c.norm(d, c.rms_norm_eps) if c.qk_norm else None for _ in range(2))
         self.head_size, self.layer, self.rotary = d, layer, rotary
         self.window, self.scale, self.p = c.window(layer), c.scale, c.attention_dropout
 
@@ -93,7 +95,7 @@ class RotaryBlock(Module):
 
     @staticmethod
     def _norm(c):
-        return RMSNorm(c.hidden_size, c.rms_norm_eps, c.norm_offset)
+        return c.norm(c.hidden_size, c.rms_norm_eps)
 
     def __call__(self, x, at, segments, cache, rng):
         heads = self.self_attn(self.input_layernorm(x), at, segments, cache, rng and rng.fold(2))

@@ -54,14 +54,28 @@ class LayerNorm(Module):
 
 
 class RMSNorm(Module):
-    """x:(..., C) -> (..., C), Zhang & Sennrich 2019. offset: added to the weight; 1 where checkpoints hold its distance from 1."""
+    """x:(..., C) -> (..., C), Zhang & Sennrich 2019."""
 
-    def __init__(self, channels, eps=1e-6, offset=0.0):
+    def __init__(self, channels, eps=1e-6):
         self.weight = parameter(channels)
-        self.eps, self.offset = eps, offset
+        self.eps = eps
 
     def reset(self, rng):
-        self.weight.data = np.full_like(self.weight.data, 1 - self.offset)
+        self.weight.data = np.ones_like(self.weight.data)
 
     def __call__(self, x):
-        return ops.rms_norm(x, self.weight + self.offset if self.offset else self.weight, eps=self.eps)
+        return ops.rms_norm(x, self.weight, eps=self.eps)
+
+
+class OffsetRMSNorm(Module):
+    """The same with 1 + weight: what checkpoints of Gemma hold."""
+
+    def __init__(self, channels, eps=1e-6):
+        self.weight = parameter(channels)
+        self.eps = eps
+
+    def reset(self, rng):
+        self.weight.data = np.zeros_like(self.weight.data)
+
+    def __call__(self, x):
+        return ops.rms_norm(x, self.weight + 1, eps=self.eps)
