@@ -40,7 +40,8 @@ def _compose(family, config, name):
         return trunk.alone(config)
     if name not in heads:
         known = (config.architecture, *family.ALSO, *([base] if trunk else []), *heads)
-        raise ConfigError(f"config: architectures={name!r}; expected for {config.model_type} one of {', '.join(known)}.{suggest(name, known)}")
+        raise ConfigError(f"config: architectures={name!r}; expected for {config.model_type} one of {', '.join(known)}."
+                          f"{suggest(name, known)}")
     return heads[name](family, config)
 
 

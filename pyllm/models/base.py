@@ -12,8 +12,9 @@ class Config:
     """A frozen dataclass with the keys of the Hugging Face config.json; keys it does not know are kept in `extra`.
 
     ConfigError names every value of the wrong kind or range; a family's own __post_init__ adds what must fit together.
-    architecture: the name of the language model; base_architecture: of the family without a head. SIZES: what every family has, by a common name -> this family's keys for it. FIXED: keys of other variants of the family -> the one
-    value that is computed here; another is refused, never ignored.
+    architecture: the name of the language model; base_architecture: of the family without a head. SIZES: what every family has, by a
+    common name -> this family's keys for it. FIXED: keys of other variants of the family -> the one value that is computed here; another
+    is refused, never ignored.
     """
 
     FIXED = {}

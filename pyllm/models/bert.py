@@ -44,7 +44,8 @@ class BertConfig(Config):
     def __post_init__(self):
         super().__post_init__()
         if self.hidden_size % self.num_attention_heads:
-            raise ConfigError(f"bert config: hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}")
+            raise ConfigError(f"bert config: hidden_size={self.hidden_size} is not a multiple of "
+                              f"num_attention_heads={self.num_attention_heads}")
         self.check_activation("hidden_act")
 
     init_std = property(lambda self: self.initializer_range)

@@ -7,7 +7,7 @@ from pyllm.nn import Module
 
 
 class Memory:
-    """What a decoder looks at, a row for each of its own: hidden:(B, S, C), segments:(B, S), and each layer's keys and values, made once."""
+    """What a decoder looks at: hidden:(B, S, C), segments:(B, S), rows as its own, and each layer's keys and values, made once."""
 
     def __init__(self, hidden, segments):
         self.hidden, self.segments, self.kept = hidden, (np.asarray(segments) > 0).astype(np.int32), {}
@@ -54,7 +54,8 @@ class EncoderDecoder(Module):
         tokens, segments = check_tokens(type(self).__name__, tokens, self.config.vocab_size, segments)
         decoder_tokens, decoder_segments = self.check_decoder(decoder_tokens, decoder_segments)
         if len(tokens) != len(decoder_tokens):
-            raise ValueError(f"{type(self).__name__}: tokens {tokens.shape} and decoder_tokens {decoder_tokens.shape}; expected as many rows")
+            raise ValueError(f"{type(self).__name__}: tokens {tokens.shape} and decoder_tokens {decoder_tokens.shape}; "
+                             "expected as many rows")
         memory, cross = self.encode(tokens, segments, rng), None
         if segments is not None or decoder_segments is not None:
             theirs = np.ones_like(tokens) if segments is None else segments

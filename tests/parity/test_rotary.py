@@ -22,7 +22,8 @@ SCALINGS = {
     "yarn-whole": {**YARN, "truncate": False, "beta_fast": 16.0, "beta_slow": 2.0},
     "yarn-mscale": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.3},
     "yarn-factor": {**YARN, "attention_factor": 0.8},
-    "llama3": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 1024},
+    "llama3": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+               "original_max_position_embeddings": 1024},
     "llama3.2": {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                  "original_max_position_embeddings": 8192},
 }

@@ -22,7 +22,8 @@ CONFIGS = {
     "t5-odd": {**T5, "d_kv": 5, "num_heads": 3, "num_decoder_layers": 3, "num_layers": 1, "layer_norm_epsilon": 1e-3},
     "t5-buckets": {**T5, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 12, "feed_forward_proj": "gated-silu"},
     "bart": BART,
-    "bart-odd": {**BART, "d_model": 21, "encoder_attention_heads": 3, "decoder_attention_heads": 7, "encoder_layers": 1, "decoder_layers": 3},
+    "bart-odd": {**BART, "d_model": 21, "encoder_attention_heads": 3, "decoder_attention_heads": 7, "encoder_layers": 1,
+                 "decoder_layers": 3},
     "bart-scaled": {**BART, "scale_embedding": True, "activation_function": "relu", "vocab_size": 101},
 }
 
