@@ -51,11 +51,13 @@ def kernels():
 
     ParallelCompile("PYLLM_BUILD_JOBS", default=0).install()  # 0: one job a core
     # No -march and no -ffast-math: the ISA is chosen at run time, and fast-math flips FTZ/DAZ for the whole process.
-    flags = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden", "-g0"]
-    link = ["-Wl,-s"] if sys.platform == "linux" else []
+    flags = ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden"]
     if sanitize:
-        flags = ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={sanitize}", "-fvisibility=hidden"]
+        flags += ["-O1", "-g1", "-fno-omit-frame-pointer", f"-fsanitize={sanitize}"]
         link = [f"-fsanitize={sanitize}"]
+    else:
+        flags += ["-O3", "-g0"]
+        link = ["-Wl,-s"] if sys.platform == "linux" else []
     return Pybind11Extension(
         "pyllm._C", sorted(glob("csrc/*.cpp") + glob("csrc/isa/*.cpp")), include_dirs=["csrc"], cxx_std=17,
         depends=sorted(glob("csrc/**/*.h", recursive=True)), extra_compile_args=flags, extra_link_args=link, optional=optional)

@@ -35,7 +35,7 @@ def trained_peer(lines, vocab_size):
     return peer
 
 
-def cases(quick, threads):
+def cases(quick):
     for name, text in texts().items():
         yield from cases_of(name, text[:200_000] if quick else text, 1000 if quick else 8000)
 
@@ -60,8 +60,8 @@ def cases_of(name, text, vocab_size):
         assert peer is None or [e.ids for e in peer.encode_batch_fast(lines)] == ours.encode_batch(lines)
 
     def case(kind, check, run, rival, unit=0.0):
-        return Case(f"tokenize {kind}", f"{name} {size} B, V={vocab_size}", run, check, bytes=size,
-                    tokenizers=rival if peer else None, unit=unit)
+        return Case(f"tokenize {kind}", f"{name} {size} B, V={vocab_size}", lambda: (run, check, {"tokenizers": rival if peer else None}),
+                    bytes=size, unit=unit)
 
     yield case("train", check_training, lambda: ByteLevelBPE.train(lines, vocab_size), lambda: trained_peer(lines, vocab_size))
     yield case("load + encode", check_ids, lambda: ByteLevelBPE(ours.vocab, ours.merges, ours.added).encode_array(text),

@@ -35,7 +35,7 @@ py::array checked(const py::handle& object, const char* name, bool writeable) {
     if (!py::isinstance<py::array>(object)) fail(py::str(py::type::of(object)).cast<std::string>());
     py::array a = py::reinterpret_borrow<py::array>(object);
     if (!py::dtype::of<T>().equal(a.dtype())) fail(py::str(py::object(a.dtype())).cast<std::string>());
-    if (reinterpret_cast<std::uintptr_t>(a.data()) % alignof(T)) fail("a misaligned one");
+    if (a.size() && reinterpret_cast<std::uintptr_t>(a.data()) % alignof(T)) fail("a misaligned one");
     if (writeable && !a.writeable()) fail("a read-only one");
     return a;
 }
@@ -106,6 +106,44 @@ void matmul(const py::array& a, const py::array& b, const py::array& c, bool ta,
     active->matmul(g);
 }
 
+// ---- packed weights ----
+
+template <> constexpr const char* kTypeName<uint16_t> = "uint16";
+template <> constexpr const char* kTypeName<uint32_t> = "uint32";
+
+// w: (format, words, scales or None, mins or None, O, I), sizes checked by the class Packed.
+PackedArgs packed_args(const py::tuple& w) {
+    PackedArgs g{};
+    g.format = PackedFormat(w[0].cast<int>());
+    g.words = dense<uint32_t>(w[1], "packed: words");
+    g.scales = dense<uint16_t>(w[2], "packed: scales", false, true);
+    g.mins = dense<uint16_t>(w[3], "packed: mins", false, true);
+    g.o = w[4].cast<index_t>(), g.i = w[5].cast<index_t>();
+    return g;
+}
+
+void packed_linear(const py::tuple& w, Object x, Object y, Object bias, int act, Object z, Object residual) {
+    PackedArgs g = packed_args(w);
+    g.x = in(x, "linear: x");
+    g.y = out(y, "linear: out");
+    g.m = g.o ? size(y) / g.o : 0;
+    g.bias = in(bias, "linear: bias", true);
+    g.residual = in(residual, "linear: residual", true);
+    g.z = out(z, "linear: z", true);
+    g.act = Activation(act);
+    py::gil_scoped_release release;
+    active->packed_linear(g);
+}
+
+void packed_rows(const py::tuple& w, Object ids, Object y) {
+    PackedArgs g = packed_args(w);
+    const int32_t* p = dense<int32_t>(ids, "packed_rows: ids");
+    const index_t n = size(ids);
+    g.y = out(y, "packed_rows: out");
+    py::gil_scoped_release release;
+    active->packed_rows(g, p, n);
+}
+
 // ---- attention and positions ----
 
 // (B, T, H, D) whose last two axes are dense.
@@ -125,7 +163,7 @@ struct Heads {
 
 AttentionArgs attention_args(const py::object& q, const py::object& k, const py::object& v, const py::object& out_, const py::object& lse,
                              const py::object& q_segments, const py::object& k_segments, const py::object& starts, const py::object& bias,
-                             index_t window, float scale, bool causal) {
+                             index_t window, float scale, bool causal, bool bf16) {
     const Heads qh(q, "attention: q"), kh(k, "attention: k"), vh(v, "attention: v");
     AttentionArgs g{};
     g.q = qh.data, g.k = kh.data, g.v = vh.data;
@@ -144,23 +182,23 @@ AttentionArgs attention_args(const py::object& q, const py::object& k, const py:
         g.bias_h = a.shape(1) == 1 ? 0 : g.tq * g.tk;
         g.bias_b = a.shape(0) == 1 ? 0 : a.shape(1) * g.tq * g.tk;
     }
-    g.window = window, g.scale = scale, g.causal = causal;
+    g.window = window, g.scale = scale, g.causal = causal, g.bf16 = bf16;
     return g;
 }
 
 void attention(const py::object& q, const py::object& k, const py::object& v, const py::object& out_, const py::object& lse,
                const py::object& q_segments, const py::object& k_segments, const py::object& starts, const py::object& bias, index_t window,
-               float scale, bool causal) {
-    const AttentionArgs g = attention_args(q, k, v, out_, lse, q_segments, k_segments, starts, bias, window, scale, causal);
+               float scale, bool causal, bool bf16) {
+    const AttentionArgs g = attention_args(q, k, v, out_, lse, q_segments, k_segments, starts, bias, window, scale, causal, bf16);
     py::gil_scoped_release release;
     active->attention(g);
 }
 
 void attention_vjp(const py::object& dout, const py::object& q, const py::object& k, const py::object& v, const py::object& out_,
                    const py::object& lse, const py::object& q_segments, const py::object& k_segments, const py::object& starts,
-                   const py::object& bias, index_t window, float scale, bool causal, const py::object& dq, const py::object& dk,
+                   const py::object& bias, index_t window, float scale, bool causal, bool bf16, const py::object& dq, const py::object& dk,
                    const py::object& dv, const py::object& dbias) {
-    AttentionArgs g = attention_args(q, k, v, out_, lse, q_segments, k_segments, starts, bias, window, scale, causal);
+    AttentionArgs g = attention_args(q, k, v, out_, lse, q_segments, k_segments, starts, bias, window, scale, causal, bf16);
     g.dout = in(dout, "attention_vjp: dout");
     const Heads dqh(dq, "attention_vjp: dq", true), dkh(dk, "attention_vjp: dk", true), dvh(dv, "attention_vjp: dv", true);
     g.dq = dqh.data, g.dk = dkh.data, g.dv = dvh.data;
@@ -301,6 +339,20 @@ void cross_entropy(Object logits, Object targets, Object loss, index_t v, float 
     active->cross_entropy(x, t, l, n, v, label_smoothing, z_loss, grad);
 }
 
+void linear_cross_entropy(Object h, Object w, Object b, Object targets, Object loss, Object dh, Object dw, Object db,
+                          float label_smoothing, float z_loss, index_t budget, bool bf16) {
+    HeadArgs g{};
+    g.h = in(h, "linear_cross_entropy: h"), g.w = in(w, "linear_cross_entropy: w"), g.b = in(b, "linear_cross_entropy: b", true);
+    g.targets = dense<int32_t>(targets, "linear_cross_entropy: targets");
+    g.loss = out(loss, "linear_cross_entropy: loss"), g.dh = out(dh, "linear_cross_entropy: dh", true);
+    g.dw = out(dw, "linear_cross_entropy: dw", true), g.db = out(db, "linear_cross_entropy: db", true);
+    const py::array a = py::reinterpret_borrow<py::array>(w);
+    g.n = size(loss), g.v = a.shape(0), g.c = a.shape(1);
+    g.label_smoothing = label_smoothing, g.z_loss = z_loss, g.budget = budget, g.bf16 = bf16;
+    py::gil_scoped_release release;
+    active->linear_cross_entropy(g);
+}
+
 // ---- embedding ----
 
 // The flat index of the first id outside [low, high), or -1.
@@ -321,13 +373,13 @@ void embedding(Object w, Object ids, Object y, index_t c) {
     active->embedding(table, p, to, n, c);
 }
 
-void embedding_vjp(Object dy, Object ids, Object dw, index_t c, index_t rows) {
+void embedding_vjp(Object dy, Object ids, Object dw, index_t c, index_t rows, bool accumulate) {
     const float* d = in(dy, "embedding_vjp: dy");
     const int32_t* p = dense<int32_t>(ids, "embedding_vjp: ids");
     float* to = out(dw, "embedding_vjp: dw");
     const index_t n = size(ids);
     py::gil_scoped_release release;
-    active->embedding_vjp(d, p, to, n, c, rows);
+    active->embedding_vjp(d, p, to, n, c, rows, accumulate);
 }
 
 // ---- optimizer ----
@@ -359,11 +411,16 @@ void sample(Object logits, Object uniform, Object ids, index_t v, double tempera
     active->sample(x, u, to, n, v, temperature, top_k, top_p, min_p);
 }
 
-double fma_peak(index_t rounds) {
+double fma_peak(index_t rounds, bool bf16) {
     std::vector<float> sink(thread_limit());
     py::gil_scoped_release release;
-    active->fma_peak(rounds, sink.data());
-    return 2.0 * 24 * active->width * double(rounds) * double(sink.size());
+    return active->fma_peak(rounds, sink.data(), bf16) * double(sink.size());
+}
+
+double int8_peak(index_t rounds) {
+    std::vector<float> sink(thread_limit());
+    py::gil_scoped_release release;
+    return active->int8_peak(rounds, sink.data()) * double(sink.size());
 }
 
 }  // namespace
@@ -403,6 +460,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     });
     m.def("empty", empty);
     m.def("matmul", matmul);
+    m.def("packed_linear", packed_linear);
+    m.def("packed_rows", packed_rows);
     m.def("attention", attention);
     m.def("attention_vjp", attention_vjp);
     m.def("rope", rope);
@@ -420,6 +479,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     m.def("softmax", softmax);
     m.def("softmax_vjp", softmax_vjp);
     m.def("cross_entropy", cross_entropy);
+    m.def("linear_cross_entropy", linear_cross_entropy);
     m.def("first_outside", first_outside);
     m.def("embedding", embedding);
     m.def("embedding_vjp", embedding_vjp);
@@ -427,4 +487,5 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     m.def("adamw", adamw);
     m.def("sample", sample);
     m.def("fma_peak", fma_peak);
+    m.def("int8_peak", int8_peak);
 }

@@ -24,6 +24,18 @@ struct MatmulArgs {
     bool bf16;        // operands rounded to bfloat16 while they are packed, sums in float32
 };
 
+enum PackedFormat : int { kBf16 = 0, kQ8_0 = 1, kQ4_0 = 2, kQ4_1 = 3 };
+
+struct PackedArgs {
+    PackedFormat format;
+    const uint32_t* words;                // (O / 32, I / 32, words of a block, 32): 32 rows interleaved (see generic/quant.h)
+    const uint16_t *scales, *mins;        // (O / 32, I / 32, 32) float16, null where the format has none; O and I rounded up
+    index_t o, i, m;                      // the weight is (O, I)
+    const float *x, *bias, *residual;     // (M, I), (O,) or null, (M, O) or null; added after the activation
+    float *y, *z;                         // (M, O); what went into the activation, or null
+    Activation act;
+};
+
 struct AttentionArgs {
     // rows of q, k, v, ... are `*_row` apart, heads D apart, batch entries `*_batch` apart (so that they may lie in a fused qkv
     // or a longer cache)
@@ -47,12 +59,27 @@ struct AttentionArgs {
     float* dbias;          // laid out like bias, zero-filled by the caller, or null
 };
 
+struct HeadArgs {  // logits h w^T + b and their cross-entropy; gradients of the sum of the losses, null: not needed
+    const float *h, *w, *b;  // (N, C), (V, C), (V,) or null
+    const int32_t* targets;  // (N,), negative: ignored
+    float *loss, *dh, *dw, *db;
+    index_t n, c, v;
+    float label_smoothing, z_loss;
+    index_t budget;  // logits to hold at a time
+    bool bf16;
+};
+
 struct Kernels {
     const char* name;
     int width;  // floats in a register
 
     void (*matmul)(const MatmulArgs&);
-    void (*fma_peak)(index_t rounds, float* sink);  // a probe: 2 * 24 * width * rounds FLOP a thread
+    double (*fma_peak)(index_t rounds, float* sink, bool bf16);  // a probe -> FLOP of each thread
+
+    // ---- packed weights ----
+    void (*packed_linear)(const PackedArgs&);                                  // y = act(x @ w.T + bias) + residual
+    void (*packed_rows)(const PackedArgs&, const int32_t* ids, index_t n);     // y:(n, I) = rows of w
+    double (*int8_peak)(index_t rounds, float* sink);                          // a probe -> operations a thread did, 2 a multiply-add
 
     // ---- element by element: n elements ----
     void (*activation)(const float* x, float* y, index_t n, Activation act);
@@ -77,6 +104,7 @@ struct Kernels {
     void (*log_softmax_vjp)(const float* dy, const float* y, float* dx, index_t n, index_t v);
     void (*cross_entropy)(float* logits, const int32_t* targets, float* loss, index_t n, index_t v, float label_smoothing, float z_loss,
                           bool grad);  // grad: logits become d(sum of loss)/dlogits
+    void (*linear_cross_entropy)(const HeadArgs&);
 
     // ---- attention, positions, embedding ----
     void (*attention)(const AttentionArgs&);
@@ -85,7 +113,8 @@ struct Kernels {
                  index_t d, index_t rotary, index_t x_row, bool interleaved, bool inverse);
     // rope: rows = B * T; y dense; cos, sin:(P, rotary / 2)
     void (*embedding)(const float* w, const int32_t* ids, float* y, index_t n, index_t c);
-    void (*embedding_vjp)(const float* dy, const int32_t* ids, float* dw, index_t n, index_t c, index_t rows);  // writes all of dw
+    void (*embedding_vjp)(const float* dy, const int32_t* ids, float* dw, index_t n, index_t c, index_t rows, bool accumulate);
+    // embedding_vjp: writes all of dw, or adds to it
 
     // ---- optimizer ----
     double (*sum_squares)(const float* x, index_t n);

@@ -70,6 +70,8 @@ constexpr int kSpins = 4000;  // about 0.1 ms: as long as regions follow one ano
 inline void pause() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("isb");  // some tens of cycles, as x86's pause; "yield" does nothing on most cores
 #endif
 }
 

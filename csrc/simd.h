@@ -8,10 +8,15 @@ typedef uint32_t VU __attribute__((vector_size(W * 4)));
 typedef float VMem __attribute__((vector_size(W * 4), aligned(4), may_alias));
 typedef int32_t VIMem __attribute__((vector_size(W * 4), aligned(4), may_alias));
 
+typedef int16_t VS __attribute__((vector_size(W * 4)));   // twice as many halves of lanes
+typedef uint16_t VH __attribute__((vector_size(W * 2)));  // a half for each lane
+typedef int8_t VB __attribute__((vector_size(W)));        // a byte for each lane
+
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE V load(const float* p) { return *reinterpret_cast<const VMem*>(p); }
 INLINE void store(float* p, V x) { *reinterpret_cast<VMem*>(p) = x; }
+INLINE VI load_int(const uint32_t* p) { return *reinterpret_cast<const VIMem*>(p); }
 INLINE V splat(float x) { return x - V{}; }  // -0.0f stays -0.0f
 INLINE VI splat_int(int32_t x) { return x + VI{}; }
 
@@ -74,7 +79,28 @@ INLINE VU to_bf16(V x) {  // in the low halves
 }
 INLINE V bf16_first(VU pair) { return reinterpret_cast<V>(pair << 16); }
 INLINE V bf16_second(VU pair) { return reinterpret_cast<V>(pair & 0xFFFF0000u); }
-INLINE VU bf16_pair(V first, V second) { return to_bf16(first) | to_bf16(second) << 16; }
+INLINE VU bf16_pair(V first, V second) {
+#ifdef PYLLM_DOT
+    const __m512i interleaved = __m512i(VU{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} * 0x10001u + 0x100000u);
+    return VU(_mm512_permutexvar_epi16(interleaved, __m512i(_mm512_cvtne2ps_pbh(__m512(second), __m512(first)))));
+#else
+    return to_bf16(first) | to_bf16(second) << 16;
+#endif
+}
+
+// 2 W neighbours along a row: lane i is the pair of numbers 2 i, 2 i + 1 of lo, hi.
+template <int... I>
+INLINE VU even_halves(VU lo, VU hi, std::integer_sequence<int, I...>) {
+    typedef uint16_t VH __attribute__((vector_size(W * 4)));
+    return reinterpret_cast<VU>(__builtin_shufflevector(reinterpret_cast<VH>(lo), reinterpret_cast<VH>(hi), (2 * I)...));
+}
+INLINE VU bf16_row(V lo, V hi) {
+#ifdef PYLLM_DOT
+    return VU(_mm512_cvtne2ps_pbh(__m512(hi), __m512(lo)));
+#else
+    return even_halves(to_bf16(lo), to_bf16(hi), std::make_integer_sequence<int, 2 * W>());
+#endif
+}
 
 // acc + a.first * b.first + a.second * b.second
 INLINE V bf16_dot(V acc, VU a, VU b) {
@@ -82,6 +108,54 @@ INLINE V bf16_dot(V acc, VU a, VU b) {
     return V(_mm512_dpbf16_ps(__m512(acc), __m512bh(a), __m512bh(b)));
 #else
     return bf16_second(a) * bf16_second(b) + (bf16_first(a) * bf16_first(b) + acc);
+#endif
+}
+
+// ---- float16: widened, exactly ----
+INLINE float half_to_float(uint16_t h) {
+    const uint32_t magnitude = (h & 0x7FFFu) << 13;
+    float x;
+    std::memcpy(&x, &magnitude, 4);
+    x *= 5.192296858534828e33f;  // 2^112: the exponent's bias; right for subnormals too
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    bits |= (h & 0x8000u) << 16 | ((h & 0x7C00u) == 0x7C00u ? 0x7F800000u : 0u);
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+INLINE V load_half(const uint16_t* p) {
+#if PYLLM_WIDTH == 16
+    return V(_mm512_maskz_cvtph_ps(0xFFFF, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif PYLLM_WIDTH == 8
+    return V(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+    float lanes[W];
+    for (int i = 0; i < W; ++i) lanes[i] = half_to_float(p[i]);
+    return load(lanes);
+#endif
+}
+
+// ---- bytes: four neighbours along k in one 32-bit lane ----
+// Products of 16-bit neighbours, added: a lane's low halves and its high ones.
+INLINE VI pair_dot(VS a, VS b) {
+#if PYLLM_WIDTH == 16
+    return VI(_mm512_madd_epi16(__m512i(a), __m512i(b)));
+#elif PYLLM_WIDTH == 8
+    return VI(_mm256_madd_epi16(__m256i(a), __m256i(b)));
+#elif defined(__SSE2__)
+    return VI(_mm_madd_epi16(__m128i(a), __m128i(b)));
+#else
+    return (VI(a) << 16 >> 16) * (VI(b) << 16 >> 16) + (VI(a) >> 16) * (VI(b) >> 16);
+#endif
+}
+
+// acc + the sum over a lane's four bytes of w * x, w unsigned, x signed; exact, nothing saturates.
+INLINE VI byte_dot(VI acc, VU w, VI x) {
+#ifdef PYLLM_DOT
+    return VI(_mm512_dpbusd_epi32(__m512i(acc), __m512i(w), __m512i(x)));
+#else
+    const VS even = VS(x) << 8 >> 8, odd = VS(x) >> 8;
+    return acc + pair_dot(VS(w & 0x00FF00FF), even) + pair_dot(VS(w >> 8 & 0x00FF00FF), odd);
 #endif
 }
 
@@ -149,4 +223,20 @@ INLINE V exp(V x) {
     p = p * r * r + r + 1.0f;
     const V y = times_power_of_2(p, n);
     return x < -87.3365f ? V{} : y;
+}
+
+// 2^x for x <= 0 (a rounding error above it does no harm) to 9e-8 relative; exactly 1 at 0, exactly 0 below -126, NaN stays.
+INLINE V exp2_of_negative(V x) {
+    const V magic = splat(12582912.0f + 127.0f);  // adding it rounds, and leaves the exponent of 2^n in the low bits
+    const V shifted = x + magic;
+    const V r = x - (shifted - magic);
+    V p = splat(1.535336206e-4f);
+    p = p * r + 1.339887459e-3f;
+    p = p * r + 9.618437358e-3f;
+    p = p * r + 5.550332471e-2f;
+    p = p * r + 2.402264791e-1f;
+    p = p * r + 6.931472029e-1f;
+    p = p * r + 1.0f;
+    const V y = p * as_float(as_int(shifted) << 23);
+    return x < -126.0f ? V{} : y;
 }

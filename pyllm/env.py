@@ -18,7 +18,7 @@ def threads():
 
 
 def debug():
-    """PYLLM_DEBUG: 0 nothing, 1 time per op, 2 NaN check naming the op, 3 the graph as dot."""
+    """PYLLM_DEBUG: 0 nothing, 1 a profile at exit, 2 NaN check naming the op, 3 the graph as dot."""
     text = os.environ.get("PYLLM_DEBUG") or "0"
     if text not in ("0", "1", "2", "3"):
         raise ImportError(f"PYLLM_DEBUG={text!r}: expected 0, 1, 2 or 3")

@@ -149,7 +149,11 @@ def _equal(one, other):
 
 
 def checkpoint_tensors(model):
-    """-> {name: array} as the family's checkpoints hold them."""
+    """-> {name: array} as the family's checkpoints hold them; ValueError for a model with packed weights, which those cannot hold."""
+    packed = dict(model.named_packed())
+    if packed:
+        raise ValueError(f"save: {len(packed)} packed weights, among them {next(iter(packed.items()))}; a folder holds floats. "
+                         "Hint: pyllm.quantize(model, 'f32') turns them back")
     return {n: a.T if n.endswith(model.TRANSPOSED) and a.ndim == 2 else a for n, a in model.state().items()}
 
 

@@ -16,13 +16,15 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, CSRC = ROOT / "pyllm", ROOT / "csrc"
 PYTHON = sorted(p for p in PACKAGE.rglob("*.py*") if p.suffix in (".py", ".pyx"))
 CPP = sorted(p for p in CSRC.rglob("*") if p.suffix in (".cpp", ".h"))
-CODE = PYTHON + CPP + sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "benchmarks").rglob("*.py")) + [ROOT / "setup.py"]
+NATIVE = sorted(p for p in (ROOT / "tests/native").iterdir() if p.is_file())
+CODE = PYTHON + CPP + NATIVE + sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "benchmarks").rglob("*.py")) + [ROOT / "setup.py"]
 
 # A part imports only from itself and from lower layers.
 LAYERS = [
     {"__init__", "errors", "env", "progress", "extension"},
     {"kernels", "io"},
-    {"autograd", "text", "data", "measure"},
+    {"measure"},
+    {"autograd", "text", "data"},
     {"nn"},
     {"models"},
     {"folders", "embedding", "objectives", "generation", "peft"},

@@ -1,22 +1,21 @@
-// out = softmax(scale q k^T + bias) v over what each query may see, and its vjp, a tile of queries by a tile of keys at a time
-// (online softmax: Milakov & Gimelshein 2018; Rabe & Staats 2021; backward from lse: Dao et al. 2022).
+// out = softmax(scale q k^T + bias) v over what each query may see, a tile of queries by a tile of keys at a time
+// (online softmax: Milakov & Gimelshein 2018; Rabe & Staats 2021); its vjp stands in attention_vjp.h. Scores are in units of log 2.
 //
-// The bits of a query row depend on nothing but its own keys: key tiles start at fixed key indices, and a key that a row may not see
-// gives it a probability of exactly 0, which leaves every chain of FMAs as it was. So tiles and columns that a whole tile of queries
-// does not see are skipped, and any Tq, batch or number of threads gives the same row.
+// The bits of a query row depend on nothing but its own keys: key tiles start at fixed key indices, the sums over a part of PART keys are
+// merged in order, and a key that a row may not see gives it a probability of exactly 0, which leaves every chain of FMAs as it was. So
+// what a group of rows does not see is skipped, parts may be tasks of their own, and any Tq, batch or number of threads gives the same row.
 //
-// Bound: FMA. The score tile stays in L1, the packed key tile in L2.
+// Bound: FMA. A panel of packed keys stays in L1 while the rows of a tile pass by, packed keys and values in L2.
 
-constexpr index_t PANEL = NV_MAX * W;  // columns of packed keys
-constexpr index_t KEYS = 240;          // forward: keys of a tile, whole panels for every W
-constexpr index_t QUERIES = 16;        // forward: query rows of a tile
-constexpr index_t FEW = 4;             // forward: rows up to which keys and values are read where they lie
-constexpr index_t TASK_ROWS = 256;     // forward: query rows that share a packed key tile
-constexpr index_t VJP_QUERIES = 32;    // vjp: query rows of a tile
-constexpr index_t VJP_KEYS = 96;       // vjp: keys of a tile
-constexpr index_t VJP_TILES = 10;      // vjp: key tiles of a task, at least
-constexpr index_t VJP_PARTS = 4;       // vjp: tasks along the keys, at most: each holds a dq of its own
-static_assert(KEYS % PANEL == 0 && VJP_KEYS % PANEL == 0 && QUERIES % W == 0, "whole panels");
+constexpr index_t KEYS = 240;       // keys of a tile, whole panels for every W
+constexpr index_t PART = 4 * KEYS;  // keys whose sums are merged at once
+constexpr index_t QUERIES = 48;     // query rows of a tile
+constexpr index_t FEW = 4;          // rows, of one group, for which keys are read where they lie
+constexpr index_t TASK_ROWS = 256;  // query rows that share a packed key tile
+static_assert(KEYS % PANEL == 0 && QUERIES % W == 0 && QUERIES % GROUP == 0 && W % GROUP == 0 && FEW <= GROUP,
+              "whole panels, vectors and groups");
+
+constexpr float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
 
 // ---- what a query sees ----
 
@@ -28,47 +27,75 @@ struct Sight {  // keys [lo, hi), and of those the ones of its segment
 static Sight sight(const AttentionArgs& g, index_t b, index_t i) {
     const index_t at = (g.starts ? index_t(g.starts[b]) : g.tk - g.tq) + i;
     Sight s{0, g.tk, 0};
-    if (g.window) s.lo = at - g.window + 1;
-    if (g.window) s.hi = at + g.window;
-    if (g.causal) s.hi = at + 1;
-    s.lo = std::max<index_t>(0, s.lo);
-    s.hi = std::min(g.tk, s.hi);
+    if (g.window) s.lo = std::max<index_t>(0, at - g.window + 1);
+    if (g.window) s.hi = std::min(s.hi, at + g.window);
+    if (g.causal) s.hi = std::min(s.hi, at + 1);
     if (g.q_segments) {
         s.segment = g.q_segments[b * g.tq + i];
         if (s.segment <= 0) s.hi = 0;
     }
-    if (s.hi <= s.lo) s.lo = s.hi = 0;
     return s;
 }
 
-struct View {  // columns [begin, end) of a key tile are all that a tile of queries sees of it
-    index_t begin, end;
-    bool masked, segmented;  // some row does not see all of them; for reasons of segments too
-    index_t first() const { return begin / W * W; }
+struct Extent {  // bounds over a group of rows: lo <= every lo <= lo_last, hi_first <= every hi <= hi, least <= every segment <= most
+    index_t lo, lo_last, hi_first, hi;
+    int32_t least, most;
 };
 
-// `keys` and `segments` (or null) are those of the key tile at key0.
-static View view(const Sight* rows, index_t n, index_t key0, index_t keys, const int32_t* segments) {
-    index_t lo = PTRDIFF_MAX, hi = 0, lo_last = 0, hi_first = PTRDIFF_MAX;
-    int32_t least = INT32_MAX, most = 0;
-    for (index_t r = 0; r < n; ++r) {
-        hi_first = std::min(hi_first, rows[r].hi);
-        if (rows[r].hi == 0) continue;
-        lo = std::min(lo, rows[r].lo);
-        lo_last = std::max(lo_last, rows[r].lo);
-        hi = std::max(hi, rows[r].hi);
-        least = std::min(least, rows[r].segment);
-        most = std::max(most, rows[r].segment);
+// Of queries [i, i + n) of entry b.
+static Extent extent(const AttentionArgs& g, index_t b, index_t i, index_t n) {
+    const Sight first = sight(g, b, i), last = sight(g, b, i + n - 1);
+    Extent e{first.lo, last.lo, first.hi, last.hi, 0, 0};
+    if (!g.q_segments) return e;
+    e = {PTRDIFF_MAX, last.lo, PTRDIFF_MAX, 0, INT32_MAX, 0};
+    for (index_t r = i; r < i + n; ++r) {
+        const Sight s = sight(g, b, r);
+        e.hi_first = std::min(e.hi_first, s.hi);
+        if (s.segment <= 0) continue;
+        e.lo = std::min(e.lo, s.lo);
+        e.hi = std::max(e.hi, s.hi);
+        e.least = std::min(e.least, s.segment);
+        e.most = std::max(e.most, s.segment);
     }
-    View s{std::max<index_t>(0, lo - key0), std::min(keys, hi - key0), false, false};
-    if (segments && s.begin < s.end) {
-        const auto outside = [&](index_t j) { return segments[j] < least || segments[j] > most; };
+    return e;
+}
+
+struct KeyTile {  // keys [key, key + n) and their segments, padded to whole vectors, or null
+    index_t key, n;
+    const int32_t* segments = nullptr;
+    int32_t least = 0, most = 0;
+
+    KeyTile(const AttentionArgs& g, index_t b, index_t key, index_t n, int32_t* copy) : key(key), n(n) {
+        if (!g.k_segments) return;
+        const int32_t* from = g.k_segments + b * g.tk + key;
+        const auto [low, high] = std::minmax_element(from, from + n);
+        least = *low, most = *high;
+        std::copy_n(from, n, copy);
+        std::fill_n(copy + n, W, 0);
+        segments = copy;
+    }
+};
+
+struct View {  // columns [begin, end) of a key tile are all that a group of rows sees of it
+    index_t begin = 0, end = 0;
+    bool masked = false, segmented = false;  // some row does not see all of them; for reasons of segments too
+    bool empty() const { return begin >= end; }
+    index_t first() const { return begin / W * W; }
+    index_t last() const { return whole(end); }
+};
+
+static View view(const Extent& e, const KeyTile& t) {
+    View s;
+    s.begin = std::max<index_t>(0, e.lo - t.key), s.end = std::min(t.n, e.hi - t.key);
+    if (t.segments) {
+        if (e.most < t.least || e.least > t.most) return {};
+        const auto outside = [&](index_t j) { return t.segments[j] < e.least || t.segments[j] > e.most; };
         while (s.begin < s.end && outside(s.begin)) ++s.begin;
         while (s.begin < s.end && outside(s.end - 1)) --s.end;
-        s.segmented = least != most || s.begin % W || s.end % W;  // a vector may reach over the columns just left out
-        for (index_t j = s.begin; j < s.end && !s.segmented; ++j) s.segmented = segments[j] != least;
+        s.segmented = e.least != t.least || e.most != t.most || t.least != t.most;
     }
-    s.masked = s.segmented || s.begin % W || s.end % W || lo_last > key0 + s.begin || hi_first < key0 + s.end;
+    if (s.empty()) return {};
+    s.masked = s.segmented || s.begin % W || s.end % W || e.lo_last > t.key + s.begin || e.hi_first < t.key + s.end;
     return s;
 }
 
@@ -81,148 +108,91 @@ INLINE VI lane_numbers() {
 // Lanes of the keys key0 + j, ... that a row sees; `segments` is padded to whole vectors.
 INLINE VI visible(const Sight& s, index_t key0, index_t j, const int32_t* segments) {
     const VI key = lane_numbers() + int32_t(j);
-    const VI seen = (key >= int32_t(std::max<index_t>(s.lo - key0, -1))) & (key < int32_t(std::min<index_t>(s.hi - key0, 1 << 20)));
+    const VI seen = (key >= int32_t(std::clamp<index_t>(s.lo - key0, -1, 1 << 20))) &
+                    (key < int32_t(std::clamp<index_t>(s.hi - key0, -1, 1 << 20)));
     return segments ? seen & (*reinterpret_cast<const VIMem*>(segments + j) == s.segment) : seen;
 }
 
 // ---- pieces ----
 
-// e^x for x <= 0 (a rounding error above it does no harm) to 1.2e-7 relative; exactly 1 at 0, exactly 0 below -86.5, NaN stays.
-INLINE V exp_of_negative(V x) {
-    const V magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds, and leaves the integer in the low bits
-    const V shifted = x * 1.44269504f + magic;
-    const V n = shifted - magic;
-    V r = x - n * 0.693359375f;
-    r = r + n * 2.12194440e-4f;
-    V p = splat(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    const V y = p * as_float((as_int(shifted) + 127) << 23);
-    return x < -86.5f ? V{} : y;
-}
-
-struct Carver {  // hands out 64-byte aligned pieces of one scratch block; measures when there is none
-    char* block;
-    std::size_t used = 0;
-    template <class T>
-    T* take(index_t n) {
-        T* piece = reinterpret_cast<T*>(block + used);
-        used += (std::size_t(n) * sizeof(T) + 63) / 64 * 64;
-        return piece;
+// scores[n, width] = Q K^T for the columns that each group of rows sees.
+template <bool PAIRS>
+static void scores_of(const View* views, const float* q, index_t q_row, index_t n, const float* packed, index_t d, float* scores,
+                      index_t width) {
+    const index_t lanes = lanes_of<PAIRS>(d);
+    index_t begin = width, end = 0;
+    for (index_t i = 0; i < n; i += GROUP) {
+        const View& s = views[i / GROUP];
+        if (s.empty()) continue;
+        begin = std::min(begin, s.first());
+        end = std::max(end, s.last());
     }
-};
-
-// to:(n, dp) = scale * from:(n, d), rows row apart; zero where d <= column < dp. -> whether all of it is finite.
-static bool copy_rows(const float* from, index_t row, index_t n, index_t d, float scale, float* to, index_t dp) {
-    V zero{};
-    for (index_t i = 0; i < n; ++i)
-        for (index_t j = 0; j < dp; j += W) {
-            const V x = load_n(from + i * row + j, std::min<index_t>(W, d - j));
-            zero = zero + x * 0.0f;
-            store(to + i * dp + j, x * scale);
+    for (index_t j = begin / PANEL * PANEL; j < end; j += PANEL)
+        for (index_t i = 0; i < n; i += GROUP) {
+            const View& s = views[i / GROUP];
+            const index_t from = std::max(j, s.first()), to = std::min(j + PANEL, s.last());
+            if (from < to)
+                times<PAIRS, true>(std::min(GROUP, n - i), q + i * q_row, q_row, packed + j * lanes + (from - j), PANEL, lanes,
+                                   scores + i * width + from, width, to - from, false);
         }
-    return sum(zero) == 0.0f;
 }
 
-static bool is_finite(const float* x, index_t row, index_t n, index_t d) {  // d a multiple of W
-    V zero{};
-    for (index_t i = 0; i < n; ++i)
-        for (index_t j = 0; j < d; j += W) zero = zero + load(x + i * row + j) * 0.0f;
-    return sum(zero) == 0.0f;
+// Column j, ... of a row of scores in units of log 2, with its bias (of the key tile, or null).
+INLINE V biased(const float* x, index_t j, const float* bias, index_t n) {
+    const V y = load(x + j);
+    return bias ? y + load_left(bias + j, n - j) * LOG2_E : y;
 }
 
-// Keys [0, keys) as panels: dst[p][d][PANEL].
-static void pack_keys(const float* k, index_t row, index_t keys, index_t d, float* dst) {
-    for (index_t j = 0; j < keys; j += PANEL, dst += d * PANEL) pack_panel(k + j * row, 1, row, d, std::min(PANEL, keys - j), PANEL, dst);
-}
-
-// C[n, cols] (+)= A[n, kc] B[kc, cols]: B and C are padded to whole vectors unless `cols` says less.
-template <bool UNIT>
-static void times(index_t n, const float* a, index_t a_step, const float* b, index_t b_row, index_t kc, float* c, index_t c_row,
-                  index_t cols, bool add) {
-    const Panels panels(cols);
-    for (index_t p = 0; p < panels.count; ++p) {
-        const index_t col = panels.begin(p);
-        for (index_t i = 0; i < n;) {
-            const int r = rows_at(n - i);
-            tile_of_rows<UNIT>(r, panels.width(p), a + i * (UNIT ? a_step : 1), a_step, b + col, b_row, kc, c + i * c_row + col, c_row,
-                               cols - col, add);
-            i += r;
-        }
-    }
-}
-
-// The same (adding) where B has rows that are not finite: one row at a time, without the rows of B whose factor in A is 0.
-static void times_hiding(index_t n, const float* a, index_t a_row, const float* b, index_t b_row, index_t kc, float* c, index_t c_row,
-                         index_t cols, float* copy, index_t dp) {
-    for (index_t i = 0; i < n; ++i) {
-        for (index_t k = 0; k < kc; ++k)
-            for (index_t j = 0; j < dp; ++j) copy[k * dp + j] = a[i * a_row + k] == 0.0f ? 0.0f : b[k * b_row + j];
-        times<true>(1, a + i * a_row, a_row, copy, dp, kc, c + i * c_row, c_row, cols, true);
-    }
-}
-
-// scores[n, ...] = Q[n, d] K^T for the columns of a view.
-static void scores_of(const View& s, const float* q, index_t dp, index_t n, const float* packed, index_t d, float* scores, index_t width) {
-    for (index_t j = s.begin / PANEL * PANEL; j < s.end; j += PANEL) {
-        const int nv = int(std::min<index_t>(NV_MAX, (s.end - j + W - 1) / W));
-        for (index_t i = 0; i < n;) {
-            const int r = rows_at(n - i);
-            tile_of_rows<true>(r, nv, q + i * dp, dp, packed + j * d, PANEL, d, scores + i * width + j, width, nv * W, false);
-            i += r;
-        }
-    }
-}
-
-// The same for up to FEW rows, with the keys where they lie: read once, transposed in registers.
-static void scores_of_few(const View& s, const float* q, index_t dp, index_t n, const float* k, index_t k_row, index_t d, float* scores) {
-    MatmulArgs g{};
-    g.a = q;
-    g.a_row = dp;
-    g.a_col = 1;
-    g.b = k;
-    g.b_col = k_row;
-    g.b_row = 1;
-    g.c = scores;
-    g.c_row = KEYS;
-    g.k = d;
-    for (index_t j = s.first(); j < s.end; j += W) {
-        const index_t cols = std::min<index_t>(W, s.end - j);
-        if (n == 1) skinny_columns<1>(g, j, cols);
-        if (n == 2) skinny_columns<2>(g, j, cols);
-        if (n == 3) skinny_columns<3>(g, j, cols);
-        if (n == 4) skinny_columns<4>(g, j, cols);
-    }
-}
-
-static void add_bias(const View& s, float* scores, const float* bias) {
-    for (index_t j = s.begin; j < s.end; j += W) {
-        const index_t n = std::min<index_t>(W, s.end - j);
-        store_n(scores + j, load_n(scores + j, n) + load_n(bias + j, n), n);
-    }
-}
-
-INLINE const float* bias_row(const AttentionArgs& g, const float* bias, index_t b, index_t h, index_t i, index_t key) {
-    return bias + b * g.bias_b + h * g.bias_h + i * g.bias_q + key;
+INLINE const float* bias_row(const AttentionArgs& g, index_t b, index_t h, index_t i, index_t key) {
+    return g.bias ? g.bias + b * g.bias_b + h * g.bias_h + i * g.bias_q + key : nullptr;
 }
 
 // ---- forward ----
 
+struct Sums {  // of rows over some keys: (rows, dp) sums of p v; (rows, W) sums of p; (rows,) the largest score
+    float *o, *total, *top;
+    index_t dp;
+
+    Sums(Carver& c, index_t rows, index_t dp)
+        : o(c.take<float>(rows * dp)), total(c.take<float>(rows * W)), top(c.take<float>(rows + QUERIES)), dp(dp) {}
+
+    void clear(index_t rows) {
+        std::fill_n(o, rows * dp, 0.0f);
+        std::fill_n(total, rows * W, 0.0f);
+        std::fill_n(top, whole(rows), -__builtin_inff());
+    }
+
+    // Row r over the keys of `next` too, which come behind its own.
+    void merge(const Sums& next, index_t r) {
+        float *mine = o + r * dp, *sums = total + r * W;
+        const float *theirs = next.o + r * dp, *added = next.total + r * W;
+        if (sum(load(added)) == 0.0f) return;
+        if (sum(load(sums)) == 0.0f) {
+            top[r] = next.top[r];
+            store(sums, load(added));
+            std::copy_n(theirs, dp, mine);
+            return;
+        }
+        const float most = std::max(top[r], next.top[r]);
+        const float a = top[r] == most ? 1.0f : exp2_of_negative(splat(top[r] - most))[0];
+        const float b = next.top[r] == most ? 1.0f : exp2_of_negative(splat(next.top[r] - most))[0];
+        top[r] = most;
+        store(sums, load(sums) * a + load(added) * b);
+        for (index_t j = 0; j < dp; j += W) store(mine + j, load(mine + j) * a + load(theirs + j) * b);
+    }
+};
+
+template <bool PAIRS>
 struct Forward {  // a task: query rows of some heads that share their keys
     const AttentionArgs& g;
     index_t b, kv_head, head, query, queries, rows;  // row r: head + r / queries, query + r % queries
-    index_t dp;
-    float *q, *o, *total, *top;  // (rows, dp) scaled queries and sums of p v; (rows, W) sums of p; (rows,) largest score so far
-    float *keys, *values, *copy, *scores;
+    index_t dp, q_row;
+    float *q, *keys, *values, *copy, *scores;
     int32_t* segments;
-    Sight* sights;
+    Extent* extents;
     View* views;
 
-    Forward(const AttentionArgs& args, index_t rows) : g(args), rows(rows), dp((args.d + W - 1) / W * W) {
+    Forward(const AttentionArgs& args, index_t rows) : g(args), rows(rows), dp(whole(args.d)), q_row(whole(lanes_of<PAIRS>(args.d))) {
         Carver measure{nullptr};
         carve(measure);
         Carver pieces{static_cast<char*>(scratch(2, measure.used))};
@@ -230,147 +200,218 @@ struct Forward {  // a task: query rows of some heads that share their keys
     }
 
     void carve(Carver& c) {
-        q = c.take<float>(rows * dp);
-        o = c.take<float>(rows * dp);
-        total = c.take<float>(rows * W);
-        top = c.take<float>(rows + QUERIES);
+        q = c.take<float>(rows * q_row);
         keys = c.take<float>(KEYS * g.d);
         values = c.take<float>(KEYS * dp);
         copy = c.take<float>(KEYS * dp);
         scores = c.take<float>(QUERIES * KEYS);
         segments = c.take<int32_t>(KEYS + W);
-        sights = c.take<Sight>(rows);
-        views = c.take<View>((rows + QUERIES - 1) / QUERIES);
+        extents = c.take<Extent>((rows + GROUP - 1) / GROUP);
+        views = c.take<View>((rows + GROUP - 1) / GROUP);
     }
 
     index_t head_of(index_t r) const { return head + r / queries; }
     index_t query_of(index_t r) const { return query + r % queries; }
 
-    void run() {
-        index_t lo = g.tk, hi = 0;
-        for (index_t r = 0; r < rows; ++r) {
-            copy_rows(g.q + b * g.q_batch + query_of(r) * g.q_row + head_of(r) * g.d, 0, 1, g.d, g.scale, q + r * dp, dp);
-            sights[r] = sight(g, b, query_of(r));
-            if (sights[r].hi == 0) continue;
-            lo = std::min(lo, sights[r].lo);
-            hi = std::max(hi, sights[r].hi);
+    void start() {
+        const float* from = g.q + b * g.q_batch + query * g.q_row + head * g.d;
+        for (index_t h = 0; h < rows / queries; ++h)
+            lay_rows<PAIRS>(from + h * g.d, g.q_row, queries, g.d, g.scale * LOG2_E, q + h * queries * q_row, q_row);
+        for (index_t r = 0; r < rows; r += GROUP) {
+            const index_t n = std::min(GROUP, rows - r), i = r % queries;
+            extents[r / GROUP] = i + n <= queries ? extent(g, b, query + i, n) : extent(g, b, query, queries);
         }
-        std::fill_n(o, rows * dp, 0.0f);
-        std::fill_n(total, rows * W, 0.0f);
-        std::fill_n(top, rows + QUERIES, -__builtin_inff());
-        for (index_t key = lo / KEYS * KEYS; key < hi; key += KEYS) key_tile(key, std::min(KEYS, hi - key));
-        for (index_t r = 0; r < rows; ++r) write(r);
     }
 
-    void key_tile(index_t key, index_t n) {
-        if (g.k_segments) {
-            std::copy_n(g.k_segments + b * g.tk + key, n, segments);
-            std::fill_n(segments + n, KEYS + W - n, 0);
+    // Sums over the keys [begin, end) that some row sees; begin starts a part.
+    void add_part(index_t begin, index_t end, Sums& to) {
+        to.clear(rows);
+        index_t lo = end, hi = begin;
+        for (index_t r = 0; r < rows; r += GROUP) {
+            lo = std::min(lo, extents[r / GROUP].lo);
+            hi = std::max(hi, extents[r / GROUP].hi);
         }
+        hi = std::min(hi, end);
+        for (index_t key = std::max(begin, lo / KEYS * KEYS); key < hi; key += KEYS) key_tile(key, std::min(KEYS, hi - key), to);
+    }
+
+    void key_tile(index_t key, index_t n, Sums& to) {
+        const KeyTile t(g, b, key, n, segments);
         bool seen = false;
-        for (index_t r = 0, t = 0; r < rows; r += QUERIES, ++t) {
-            views[t] = view(sights + r, std::min(QUERIES, rows - r), key, n, g.k_segments ? segments : nullptr);
-            seen |= views[t].begin < views[t].end;
+        for (index_t r = 0; r < rows; r += GROUP) {
+            views[r / GROUP] = view(extents[r / GROUP], t);
+            seen |= !views[r / GROUP].empty();
         }
         if (!seen) return;
         const float* k = g.k + b * g.k_batch + key * g.k_row + kv_head * g.d;
         const float* v = g.v + b * g.v_batch + key * g.v_row + kv_head * g.d;
-        const bool few = rows <= FEW, in_place = few && dp == g.d;
-        if (!few) pack_keys(k, g.k_row, n, g.d, keys);
-        const bool finite = in_place ? is_finite(v, g.v_row, n, g.d) : copy_rows(v, g.v_row, n, g.d, 1.0f, values, dp);
-        const index_t v_row = in_place ? g.v_row : dp;
-        if (!in_place) v = values;
-        for (index_t r = 0, t = 0; r < rows; r += QUERIES, ++t) {
-            const View& s = views[t];
-            if (s.begin >= s.end) continue;
-            const index_t tile_rows = std::min(QUERIES, rows - r);
-            if (few)
-                scores_of_few(s, q, dp, rows, k, g.k_row, g.d, scores);
+        if (rows > FEW) pack_keys<PAIRS>(k, g.k_row, n, g.d, keys);
+        const bool finite = stack_rows<PAIRS>(v, g.v_row, n, g.d, 1.0f, values, dp);
+        for (index_t r = 0; r < rows; r += QUERIES) {
+            const index_t some = std::min(QUERIES, rows - r);
+            if (rows > FEW)
+                scores_of<PAIRS>(views + r / GROUP, q + r * q_row, q_row, some, keys, g.d, scores, KEYS);
             else
-                scores_of(s, q + r * dp, dp, tile_rows, keys, g.d, scores, KEYS);
-            softmax_step(s, r, tile_rows, key);
-            if (finite)
-                times<true>(tile_rows, scores + s.begin, KEYS, v + s.begin * v_row, v_row, s.end - s.begin, o + r * dp, dp, dp, true);
-            else
-                times_hiding(tile_rows, scores + s.begin, KEYS, v + s.begin * v_row, v_row, s.end - s.begin, o + r * dp, dp, dp, copy, dp);
+                scores_where_they_lie(k, n);
+            softmax(t, r, some, to);
+            for (index_t i = r; i < r + some; i += GROUP) add_values(views[i / GROUP], i, std::min(GROUP, r + some - i), i - r, finite, to);
         }
     }
 
-    // Scores of rows r, ... become e^(score - top); top, total and o follow the new top.
-    void softmax_step(const View& s, index_t r, index_t n, index_t key) {
-        const int32_t* segs = s.segmented ? segments : nullptr;
-        float alpha[QUERIES];
-        for (index_t group = 0; group < n; group += W) {
-            V tops[W];
-            for (index_t i = 0; i < W; ++i) {
-                tops[i] = splat(-__builtin_inff());
-                if (group + i >= n) continue;
-                float* x = scores + (group + i) * KEYS;
-                const index_t row = r + group + i;
-                if (g.bias) add_bias(s, x, bias_row(g, g.bias, b, head_of(row), query_of(row), key));
-                V most = tops[i];
-                if (s.masked) {
-                    for (index_t j = s.first(); j < s.end; j += W) {
-                        const V y = visible(sights[row], key, j, segs) ? load(x + j) : tops[i];
-                        store(x + j, y);
-                        most = vmax(y, most);
-                    }
-                } else {
-                    for (index_t j = s.begin; j < s.end; j += W) most = vmax(load(x + j), most);
-                }
-                tops[i] = most;
-            }
-            transpose(tops);
-            V most = load(top + r + group);
-            const V before = most;
-#pragma GCC unroll 16
-            for (int i = 0; i < W; ++i) most = vmax(tops[i], most);
-            const V a = before == most ? splat(1.0f) : exp_of_negative(before - most);  // -inf == -inf too
-            store(alpha + group, a);
-            store_n(top + r + group, most, std::min<index_t>(W, n - group));
+    void scores_where_they_lie(const float* k, index_t n) {
+        const index_t begin = views[0].first();
+        k += begin * g.k_row;
+        n = views[0].end - begin;
+        if (rows == 1) few_scores<PAIRS, 1>(q, q_row, k, g.k_row, n, g.d, scores + begin, KEYS);
+        if (rows == 2) few_scores<PAIRS, 2>(q, q_row, k, g.k_row, n, g.d, scores + begin, KEYS);
+        if (rows == 3) few_scores<PAIRS, 3>(q, q_row, k, g.k_row, n, g.d, scores + begin, KEYS);
+        if (rows == 4) few_scores<PAIRS, 4>(q, q_row, k, g.k_row, n, g.d, scores + begin, KEYS);
+    }
+
+    // Scores of n rows r, ... become p = 2^(score - top), as lanes; top, total and o follow the new top.
+    void softmax(const KeyTile& t, index_t r, index_t n, Sums& to) {
+        float tops[QUERIES], alpha[QUERIES];
+        for (index_t i = 0; i < n; ++i) tops[i] = views[(r + i) / GROUP].empty() ? -__builtin_inff() : largest(t, r + i, scores + i * KEYS);
+        for (index_t i = n; i < whole(n); ++i) tops[i] = -__builtin_inff();
+        for (index_t i = 0; i < n; i += W) {
+            const V before = load(to.top + r + i), most = vmax(load(tops + i), before);
+            store(alpha + i, before == most ? splat(1.0f) : exp2_of_negative(before - most));  // -inf == -inf too
+            store_n(to.top + r + i, most, std::min<index_t>(W, n - i));
         }
         for (index_t i = 0; i < n; ++i) {
-            float* x = scores + i * KEYS;
-            const float most = top[r + i];
-            const V shift = splat(most == -__builtin_inff() ? 0.0f : most);
-            V added{};
-            for (index_t j = s.first(); j < s.end; j += W) {
-                const V p = exp_of_negative(load(x + j) - shift);
-                store(x + j, p);
-                added = added + p;
-            }
-            float* t = total + (r + i) * W;
-            store(t, load(t) * alpha[i] + added);
+            const View& s = views[(r + i) / GROUP];
+            if (s.empty()) continue;
+            const float most = to.top[r + i];
+            const V added = exponentials(s, scores + i * KEYS, most == -__builtin_inff() ? 0.0f : most);
+            float *sums = to.total + (r + i) * W, *o = to.o + (r + i) * dp;
+            store(sums, load(sums) * alpha[i] + added);
             if (alpha[i] != 1.0f)
-                for (index_t j = 0; j < dp; j += W) store(o + (r + i) * dp + j, load(o + (r + i) * dp + j) * alpha[i]);
+                for (index_t j = 0; j < dp; j += W) store(o + j, load(o + j) * alpha[i]);
         }
     }
 
-    void write(index_t r) {
-        const float all = sum(load(total + r * W));
-        const index_t h = head_of(r), i = query_of(r);
-        float* y = g.out + ((b * g.tq + i) * g.h + h) * g.d;
-        const float factor = all == 0.0f ? 0.0f : 1.0f / all;
-        for (index_t j = 0; j < g.d; j += W) store_n(y + j, load(o + r * dp + j) * factor, std::min<index_t>(W, g.d - j));
-        g.lse[(b * g.h + h) * g.tq + i] = all == 0.0f ? -__builtin_inff() : top[r] + std::log(all);
+    // -> the largest score of row r, which gets its bias, and -inf where it does not see.
+    float largest(const KeyTile& t, index_t r, float* x) {
+        const View& s = views[r / GROUP];
+        const V hidden = splat(-__builtin_inff());
+        const float* bias = bias_row(g, b, head_of(r), query_of(r), t.key);
+        V most = hidden;
+        if (s.masked || bias) {
+            const Sight seen = sight(g, b, query_of(r));
+            for (index_t j = s.first(); j < s.last(); j += W) {
+                V y = biased(x, j, bias, t.n);
+                if (s.masked) y = visible(seen, t.key, j, s.segmented ? t.segments : nullptr) ? y : hidden;
+                store(x + j, y);
+                most = vmax(y, most);
+            }
+        } else {
+            for (index_t j = s.begin; j < s.end; j += W) most = vmax(load(x + j), most);
+        }
+        return max_lane(most);
+    }
+
+    INLINE V exponentials(const View& s, float* x, float top) {
+        const V shift = splat(top);
+        V added{};
+        for (index_t j = s.first(); j < s.last(); j += PAIRS ? 2 * W : W) {
+            const V p = exp2_of_negative(load(x + j) - shift);
+            added = added + p;
+            if constexpr (PAIRS) {
+                V next{};
+                if (j + W < s.last()) next = exp2_of_negative(load(x + j + W) - shift);
+                added = added + next;
+                store(x + j / 2, reinterpret_cast<V>(bf16_row(p, next)));
+            } else {
+                store(x + j, p);
+            }
+        }
+        return added;
+    }
+
+    // o of n rows r, ... += p v
+    void add_values(const View& s, index_t r, index_t n, index_t row, bool finite, Sums& to) {
+        if (s.empty()) return;
+        const index_t first = PAIRS ? s.begin / 2 : s.begin, steps = lanes_of<PAIRS>(s.end) - first;
+        const float *p = scores + row * KEYS + first, *v = values + first * dp;
+        if (finite)
+            times<PAIRS, true>(n, p, KEYS, v, dp, steps, to.o + r * dp, dp, dp, true);
+        else
+            times_hiding<PAIRS>(n, p, KEYS, v, dp, steps, to.o + r * dp, dp, dp, copy);
+    }
+
+    void write(const Sums& from) const {
+        float* all = from.total;  // (rows,): the sums of lanes
+        for (index_t r = 0; r < rows; ++r) all[r] = sum(load(from.total + r * W));
+        for (index_t r = 0; r < rows; ++r)
+            g.lse[(b * g.h + head_of(r)) * g.tq + query_of(r)] = all[r] == 0.0f ? -__builtin_inff() : from.top[r] * LN_2 + std::log(all[r]);
+        for (index_t h = 0; h < rows / queries; ++h) {
+            float* out = g.out + ((b * g.tq + query) * g.h + head + h) * g.d;
+            for (index_t i = 0; i < queries; ++i) {
+                const index_t r = h * queries + i;
+                const float factor = all[r] == 0.0f ? 0.0f : 1.0f / all[r];
+                fetch<true>(out, g.h * g.d, i + AHEAD, queries, g.d);
+                for (index_t j = 0; j < g.d; j += W)
+                    store_n(out + i * g.h * g.d + j, load(from.o + r * dp + j) * factor, std::min<index_t>(W, g.d - j));
+            }
+        }
     }
 };
 
-static void attention(const AttentionArgs& g) {
-    if (!g.b || !g.tq || !g.h) return;
+template <bool PAIRS>
+static void attention_of(const AttentionArgs& g) {
     const index_t group = g.h / g.hkv, queries = std::min(TASK_ROWS, g.tq);
     const index_t heads = std::min(group, std::max<index_t>(1, TASK_ROWS / g.tq));  // of one kv head, in a task
     const index_t head_tasks = (group + heads - 1) / heads, query_tasks = (g.tq + queries - 1) / queries;
-    const index_t entries = g.b * g.hkv * head_tasks;
-    parallel_for(entries * query_tasks, [&](index_t task) {
-        const index_t entry = task % entries, query = (query_tasks - 1 - task / entries) * queries;  // causal: the longest first
+    const index_t entries = g.b * g.hkv * head_tasks, tasks = entries * query_tasks, dp = whole(g.d);
+    const auto task = [&](index_t number) {
+        const index_t entry = number % entries, query = (query_tasks - 1 - number / entries) * queries;  // causal: the longest first
         const index_t first = entry % head_tasks * heads, n = std::min(queries, g.tq - query);
-        Forward f(g, std::min(heads, group - first) * n);
+        Forward<PAIRS> f(g, std::min(heads, group - first) * n);
         f.b = entry / head_tasks / g.hkv;
         f.kv_head = entry / head_tasks % g.hkv;
         f.head = f.kv_head * group + first;
         f.query = query;
         f.queries = n;
-        f.run();
+        return f;
+    };
+    const index_t parts = std::max<index_t>(1, (g.tk + PART - 1) / PART), rows = heads * queries;
+    Carver one{nullptr};
+    Sums(one, rows, dp);
+    const auto sums_of = [&](void* block, index_t i) {
+        Carver c{static_cast<char*>(block) + i * one.used};
+        return Sums(c, rows, dp);
+    };
+    if (rows <= QUERIES && parts > 1) {  // few rows, many keys: a part is a task
+        void* block = scratch(4, tasks * parts * one.used);
+        parallel_for(tasks * parts, [&](index_t i) {
+            Forward<PAIRS> f = task(i / parts);
+            f.start();
+            Sums sums = sums_of(block, i);
+            f.add_part(i % parts * PART, std::min(g.tk, (i % parts + 1) * PART), sums);
+        });
+        return parallel_for(tasks, [&](index_t i) {
+            const Forward<PAIRS> f = task(i);
+            Sums all = sums_of(block, i * parts);
+            for (index_t part = 1; part < parts; ++part)
+                for (index_t r = 0; r < f.rows; ++r) all.merge(sums_of(block, i * parts + part), r);
+            f.write(all);
+        });
+    }
+    parallel_for(tasks, [&](index_t i) {
+        Forward<PAIRS> f = task(i);
+        f.start();
+        void* block = scratch(4, 2 * one.used);
+        Sums all = sums_of(block, 0), more = sums_of(block, 1);
+        f.add_part(0, std::min(g.tk, PART), all);
+        for (index_t part = 1; part < parts; ++part) {
+            f.add_part(part * PART, std::min(g.tk, (part + 1) * PART), more);
+            for (index_t r = 0; r < f.rows; ++r) all.merge(more, r);
+        }
+        f.write(all);
     });
+}
+
+static void attention(const AttentionArgs& g) {
+    if (!g.b || !g.tq || !g.h) return;
+    g.bf16 ? attention_of<true>(g) : attention_of<false>(g);
 }

@@ -7,7 +7,7 @@ static void embedding(const float* w, const int32_t* ids, float* y, index_t n, i
 }
 
 // Tasks are ranges of ids x slices of channels; positions are sorted by range first, so that a task meets its own alone.
-static void embedding_vjp(const float* dy, const int32_t* ids, float* dw, index_t n, index_t c, index_t rows) {
+static void embedding_vjp(const float* dy, const int32_t* ids, float* dw, index_t n, index_t c, index_t rows, bool accumulate) {
     if (rows == 0) return;
     const bool small = (rows + n) * c <= GRAIN;
     const index_t per_range = small ? rows : (rows + 63) / 64, ranges = (rows + per_range - 1) / per_range;
@@ -21,7 +21,7 @@ static void embedding_vjp(const float* dy, const int32_t* ids, float* dw, index_
     parallel_for(ranges * slices, [&](index_t task) {
         const index_t range = task / slices, from = task % slices * slice, width = std::min(slice, c - from);
         const index_t last = std::min(rows, (range + 1) * per_range);
-        for (index_t row = range * per_range; row < last; ++row) std::fill_n(dw + row * c + from, width, 0.0f);
+        for (index_t row = accumulate ? last : range * per_range; row < last; ++row) std::fill_n(dw + row * c + from, width, 0.0f);
         for (index_t p = range ? start[range - 1] : 0; p < start[range]; ++p) {
             const float* d = dy + order[p] * c + from;
             float* to = dw + ids[order[p]] * c + from;

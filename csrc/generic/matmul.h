@@ -1,17 +1,57 @@
 // C = op(A) op(B). One rule fixes every bit: an element of C is a chain of FMAs over k = 0, 1, ... in blocks of KC, block sums added in
-// order. Tiles, packing, threads and the number of rows are free to change; they never change that chain.
+// order; in bfloat16 the chain is of dots of pairs k = (0, 1), (2, 3), ... Tiles, packing, threads and the number of rows are free to
+// change; they never change that chain.
 //
-// Bound: FMA. A tile of R x NV registers keeps both pipes busy; a panel of packed B (NV * W columns) streams from L2, a panel of
-// A (R rows x KC) stays in L1; columns are packed COLS_AT_ONCE at a time, shared by all threads, from where L2 takes its block.
+// Bound: FMA. A tile of R x NV registers keeps both pipes busy; a thread packs a block of B's columns for itself, so that it lies in its
+// L2, and takes it to its rows of A; A is read where it lies, or packed too where it lies transposed or is to be rounded.
 
 constexpr index_t KC = 768;
 constexpr int R_MAX = W == 16 ? 8 : 4;
+#if defined(__aarch64__)
+constexpr int NV_MAX = 4;  // 32 registers of 4 floats: 16 sums keep four pipes busy
+#else
 constexpr int NV_MAX = W == 4 ? 2 : 3;
-constexpr index_t BLOCK = 192;            // columns of a task: BLOCK * KC floats stay in L2
-constexpr index_t COLS_AT_ONCE = 8 * BLOCK;
-constexpr index_t ROWS_AT_ONCE = 1536;
-constexpr index_t SMALL = 400000;        // multiply-adds that one thread does in a few microseconds
+#endif
+constexpr index_t BLOCK = 192;            // columns of a block: BLOCK * KC lanes stay in L2
+constexpr index_t PACKED_A = 1 << 21;     // lanes of A that are packed at a time
+constexpr index_t K_STEP = 32;            // rows of B, or of a transposed A, that are packed at a time
+constexpr index_t TASK = 2000000;         // multiply-adds of a part of the rows, at least: tens of microseconds
+constexpr index_t SMALL = 400000;         // multiply-adds that one thread does in a few microseconds
 constexpr index_t SKINNY = 8;             // rows up to which B is read where it lies
+
+// ---- lanes ----
+// What a 32-bit lane of an operand in registers or packed memory holds: DEPTH neighbours along k.
+struct Float32 {
+    static constexpr index_t DEPTH = 1;
+    static constexpr bool ROUNDS = false;  // or lanes are what memory holds
+    INLINE V along(const float* p, index_t n) { return load_n(p, n); }                     // p[0, n) are neighbours along k
+    INLINE V across(const float* p, const float*, index_t n) { return load_n(p, n); }      // lane i < n: p[i] (and q[i], next along k)
+    INLINE V every(const float* lane) { return splat(*lane); }
+    INLINE V mul_add(V a, V b, V c) { return a * b + c; }
+};
+
+typedef int32_t LaneMem __attribute__((may_alias));
+
+struct BFloat16 {
+    static constexpr bool ROUNDS = true;
+#ifdef PYLLM_DOT
+    static constexpr index_t DEPTH = 2;
+    INLINE V along(const float* p, index_t n) {
+        const V first = load_n(p, std::min<index_t>(n, W)), second = n > W ? load_n(p + W, n - W) : V{};
+        return V(_mm512_cvtne2ps_pbh(__m512(second), __m512(first)));
+    }
+    INLINE V across(const float* p, const float* q, index_t n) { return V(bf16_pair(load_n(p, n), q ? load_n(q, n) : V{})); }
+    INLINE V every(const float* lane) { return as_float(VI{} | *reinterpret_cast<const LaneMem*>(lane)); }
+    INLINE V mul_add(V a, V b, V c) { return bf16_dot(c, VU(a), VU(b)); }
+#else  // rounded floats: their FMAs in order are what bf16_dot does without the instruction
+    static constexpr index_t DEPTH = 1;
+    INLINE V rounded(V x) { return bf16_first(to_bf16(x)); }
+    INLINE V along(const float* p, index_t n) { return rounded(load_n(p, n)); }
+    INLINE V across(const float* p, const float*, index_t n) { return rounded(load_n(p, n)); }
+    INLINE V every(const float* lane) { return splat(*lane); }
+    INLINE V mul_add(V a, V b, V c) { return a * b + c; }
+#endif
+};
 
 // ---- register transpose ----
 template <int S, int... I>
@@ -37,63 +77,72 @@ INLINE void transpose_step(V (&x)[W]) {
 INLINE void transpose(V (&x)[W]) { transpose_step<1>(x); }
 
 // ---- packing ----
-// W x W elements, rows `step` apart, turned: x[k] lane i = src[i * step + k]; rows beyond `rows` are 0.
-INLINE void load_turned(const float* src, index_t step, index_t rows, V (&x)[W]) {
+// W x W lanes, rows `step` apart, turned: x[k] lane i = lane k of src + i * step, which holds n elements; what is beyond rows or n is 0.
+template <class T = Float32>
+INLINE void load_turned(const float* src, index_t step, index_t rows, V (&x)[W], index_t n = T::DEPTH * W) {
 #pragma GCC unroll 16
-    for (int i = 0; i < W; ++i) x[i] = i < rows ? load(src + i * step) : V{};
+    for (int i = 0; i < W; ++i) x[i] = i < rows ? T::along(src + i * step, n) : V{};
     transpose(x);
 }
 
-// B's panel: dst[k * width + j] = src[k * k_step + j * j_step] for k < kc, j < cols; zero for cols <= j < width, a multiple of W.
+INLINE index_t lanes_of(index_t k, index_t depth) { return (k + depth - 1) / depth; }
+
+// B's panel: lane dst[k / DEPTH * width + j] = src[k * k_step + j * j_step], ... for k < kc, j < cols; zero for cols <= j < width, a
+// multiple of W. One of the steps is 1.
+template <class T = Float32>
 static void pack_panel(const float* src, index_t k_step, index_t j_step, index_t kc, index_t cols, index_t width, float* dst) {
-    index_t k = 0;
-    if (j_step == 1 && cols == width) {
-        for (; k < kc; ++k)
-            for (index_t j = 0; j < width; j += W) store(dst + k * width + j, load(src + k * k_step + j));
-    } else if (k_step == 1) {
-        k = kc / W * W;
-        for (index_t j = 0; j < width; j += W)
-            for (index_t at = 0; at < k; at += W) {
-                V x[W];
-                load_turned(src + j * j_step + at, j_step, cols - j, x);
-#pragma GCC unroll 16
-                for (int i = 0; i < W; ++i) store(dst + (at + i) * width + j, x[i]);
+    constexpr index_t D = T::DEPTH;
+    if (j_step == 1) {
+        for (index_t k = 0; k < kc; k += D, src += D * k_step, dst += width)
+            for (index_t j = 0; j < width; j += W) {
+                const float* next = k + 1 < kc ? src + k_step + j : nullptr;
+                store(dst + j, j < cols ? T::across(src + j, next, std::min<index_t>(W, cols - j)) : V{});
             }
+        return;
     }
-    for (; k < kc; ++k)
-        for (index_t j = 0; j < width; ++j) dst[k * width + j] = j < cols ? src[k * k_step + j * j_step] : 0.0f;
+    for (index_t j = 0; j < width; j += W) {
+        index_t k = 0;
+        V x[W];
+        for (; k + D * W <= kc; k += D * W) {
+            load_turned<T>(src + j * j_step + k, j_step, cols - j, x);
+#pragma GCC unroll 16
+            for (int i = 0; i < W; ++i) store(dst + (k / D + i) * width + j, x[i]);
+        }
+        if (k == kc) continue;
+        load_turned<T>(src + j * j_step + k, j_step, cols - j, x, kc - k);
+        for (index_t i = 0; i < lanes_of(kc - k, D); ++i) store(dst + (k / D + i) * width + j, x[i]);
+    }
 }
 
-// A's rows [0, rows) as panels of R_MAX: dst[p * R_MAX * kc + k * R_MAX + i] = src[(p * R_MAX + i) * row_step + k * k_step],
-// zero beyond rows.
-static void pack_rows(const float* src, index_t row_step, index_t k_step, index_t rows, index_t kc, float* dst) {
+// A's rows as they are, k along memory: lane dst[i * lanes + k / DEPTH] = src[i * row_step + k], ...
+template <class T>
+static void pack_rows(const float* src, index_t row_step, index_t rows, index_t kc, float* dst) {
+    const index_t lanes = lanes_of(kc, T::DEPTH);
+    for (index_t i = 0; i < rows; ++i, src += row_step, dst += lanes)
+        each_vector(lanes, [&](index_t at, index_t n) {
+            store_n(dst + at, T::along(src + at * T::DEPTH, std::min(T::DEPTH * n, kc - at * T::DEPTH)), n);
+        });
+}
+
+// A transposed in memory, as panels of R_MAX rows: lane dst[(i / R_MAX * lanes + k / DEPTH) * R_MAX + i % R_MAX] = src[i + k * k_step],
+// ...; zero beyond rows.
+template <class T>
+static void pack_turned_rows(const float* src, index_t k_step, index_t rows, index_t kc, float* dst) {
     constexpr index_t R = R_MAX;
-    const index_t whole = rows / R;
-    if (row_step == 1) {
-        for (index_t k = 0; k < kc; ++k)
-            for (index_t p = 0; p < whole; ++p) std::memcpy(dst + (p * kc + k) * R, src + k * k_step + p * R, R * sizeof(float));
-    } else if (k_step == 1) {
-        const index_t turned = kc / W * W;
-        for (index_t p = 0; p < whole; p += W / R)  // a turned block holds the rows of W / R panels
-            for (index_t k = 0; k < turned; k += W) {
-                V x[W];
-                load_turned(src + p * R * row_step + k, row_step, (whole - p) * R, x);
-                for (index_t q = 0; q < W / R && p + q < whole; ++q)
-#pragma GCC unroll 16
-                    for (int i = 0; i < W; ++i)
-                        std::memcpy(dst + ((p + q) * kc + k + i) * R, reinterpret_cast<const float*>(&x[i]) + q * R, R * sizeof(float));
+    const index_t lanes = lanes_of(kc, T::DEPTH);
+    for (index_t k0 = 0; k0 < lanes; k0 += K_STEP)
+        for (index_t i = 0; i < rows; i += W)
+            for (index_t k = k0; k < std::min(lanes, k0 + K_STEP); ++k) {
+                const float* from = src + i + k * T::DEPTH * k_step;
+                const V x = T::across(from, k * T::DEPTH + 1 < kc ? from + k_step : nullptr, std::min<index_t>(W, rows - i));
+                for (index_t q = 0; q < W && i + q < rows; q += R)
+                    std::memcpy(dst + ((i + q) / R * lanes + k) * R, reinterpret_cast<const float*>(&x) + q, R * sizeof(float));
             }
-        for (index_t i = 0; i < whole * R; ++i)
-            for (index_t k = turned; k < kc; ++k) dst[(i / R * kc + k) * R + i % R] = src[i * row_step + k];
-    }
-    const index_t done = row_step == 1 || k_step == 1 ? whole * R : 0;
-    for (index_t i = done; i < (rows + R - 1) / R * R; ++i)
-        for (index_t k = 0; k < kc; ++k) dst[(i / R * kc + k) * R + i % R] = i < rows ? src[i * row_step + k * k_step] : 0.0f;
 }
 
 // ---- the tile ----
-// C[R, cols] (+)= A[R, kc] B[kc, NV * W]. A(r, k) = a[r * a_row + k] where UNIT, else a[r + k * a_col]; B rows are b_row apart.
-template <int R, int NV, bool UNIT>
+// C[R, cols] (+)= A[R, kc] B[kc, NV * W], kc lanes. A(r, k) = a[r * a_step + k] where UNIT, else a[r + k * a_step]; B rows are b_row apart.
+template <int R, int NV, bool UNIT, class T>
 static void tile(const float* a, index_t a_step, const float* b, index_t b_row, index_t kc, float* c, index_t c_row, index_t cols,
                  bool add) {
     V acc[R][NV];
@@ -107,9 +156,9 @@ static void tile(const float* a, index_t a_step, const float* b, index_t b_row, 
         for (int v = 0; v < NV; ++v) bv[v] = load(b + v * W);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-            const V ar = splat(UNIT ? a[r * a_step] : a[r]);
+            const V ar = T::every(UNIT ? a + r * a_step : a + r);
 #pragma GCC unroll 4
-            for (int v = 0; v < NV; ++v) acc[r][v] = ar * bv[v] + acc[r][v];
+            for (int v = 0; v < NV; ++v) acc[r][v] = T::mul_add(ar, bv[v], acc[r][v]);
         }
         a += UNIT ? 1 : a_step;
         b += b_row;
@@ -127,24 +176,26 @@ static void tile(const float* a, index_t a_step, const float* b, index_t b_row, 
         }
 }
 
-template <int R, bool UNIT>
+template <int R, bool UNIT, class T>
 static void tile_of_width(int nv, const float* a, index_t a_step, const float* b, index_t b_row, index_t kc, float* c, index_t c_row,
                           index_t cols, bool add) {
-    if (nv == 1) tile<R, 1, UNIT>(a, a_step, b, b_row, kc, c, c_row, cols, add);
-    if (nv == 2) tile<R, 2, UNIT>(a, a_step, b, b_row, kc, c, c_row, cols, add);
+    if (nv == 1) tile<R, 1, UNIT, T>(a, a_step, b, b_row, kc, c, c_row, cols, add);
+    if (nv == 2) tile<R, 2, UNIT, T>(a, a_step, b, b_row, kc, c, c_row, cols, add);
     if constexpr (NV_MAX >= 3)
-        if (nv == 3) tile<R, 3, UNIT>(a, a_step, b, b_row, kc, c, c_row, cols, add);
+        if (nv == 3) tile<R, 3, UNIT, T>(a, a_step, b, b_row, kc, c, c_row, cols, add);
+    if constexpr (NV_MAX >= 4)
+        if (nv == 4) tile<R, 4, UNIT, T>(a, a_step, b, b_row, kc, c, c_row, cols, add);
 }
 
 // `rows` of 1, 2, 4 or 8.
-template <bool UNIT>
+template <bool UNIT, class T = Float32>
 static void tile_of_rows(int rows, int nv, const float* a, index_t a_step, const float* b, index_t b_row, index_t kc, float* c,
                          index_t c_row, index_t cols, bool add) {
-    if (rows == 1) tile_of_width<1, UNIT>(nv, a, a_step, b, b_row, kc, c, c_row, cols, add);
-    if (rows == 2) tile_of_width<2, UNIT>(nv, a, a_step, b, b_row, kc, c, c_row, cols, add);
-    if (rows == 4) tile_of_width<4, UNIT>(nv, a, a_step, b, b_row, kc, c, c_row, cols, add);
+    if (rows == 1) tile_of_width<1, UNIT, T>(nv, a, a_step, b, b_row, kc, c, c_row, cols, add);
+    if (rows == 2) tile_of_width<2, UNIT, T>(nv, a, a_step, b, b_row, kc, c, c_row, cols, add);
+    if (rows == 4) tile_of_width<4, UNIT, T>(nv, a, a_step, b, b_row, kc, c, c_row, cols, add);
     if constexpr (R_MAX >= 8)
-        if (rows == 8) tile_of_width<8, UNIT>(nv, a, a_step, b, b_row, kc, c, c_row, cols, add);
+        if (rows == 8) tile_of_width<8, UNIT, T>(nv, a, a_step, b, b_row, kc, c, c_row, cols, add);
 }
 
 INLINE int rows_at(index_t left) {
@@ -185,27 +236,30 @@ static void finish(const MatmulArgs& g, index_t row, index_t rows, index_t col, 
 INLINE bool has_epilogue(const MatmulArgs& g) { return g.bias || g.z || g.act != kNone || g.residual; }
 
 // ---- few rows ----
-// B transposed in memory (w of a linear layer): W columns at a time, transposed in registers; the weights are read once.
-template <int M>
+// C[M, cols] of columns col, ..., W at most: B lies transposed (w of a linear layer) and is turned in registers, so it is read once.
+// A(r, k) = lane g.a[r * g.a_row + k * g.a_col].
+template <int M, class T = Float32>
 static void skinny_columns(const MatmulArgs& g, index_t col, index_t cols) {
+    constexpr index_t D = T::DEPTH;
     V total[M];
-    for (index_t k0 = 0; k0 < g.k || k0 == 0; k0 += KC) {
-        const index_t kc = std::min(KC, g.k - k0), whole = kc / W * W;
-        V acc[M];
+    for (index_t k0 = 0; k0 < g.k; k0 += KC) {
+        const index_t kc = std::min(KC, g.k - k0);
+        const float* a = g.a + k0 / D * g.a_col;
+        const float* b = g.b + col * g.b_col + k0;
+        V acc[M], x[W];
         for (int r = 0; r < M; ++r) acc[r] = V{};
         index_t k = 0;
-        for (; k < whole; k += W) {
-            V x[W];
-            load_turned(g.b + col * g.b_col + k0 + k, g.b_col, cols, x);
+        for (; k + D * W <= kc; k += D * W) {
+            load_turned<T>(b + k, g.b_col, cols, x);
 #pragma GCC unroll 16
             for (int i = 0; i < W; ++i)
 #pragma GCC unroll 8
-                for (int r = 0; r < M; ++r) acc[r] = splat(g.a[r * g.a_row + (k0 + k + i) * g.a_col]) * x[i] + acc[r];
+                for (int r = 0; r < M; ++r) acc[r] = T::mul_add(T::every(a + r * g.a_row + (k / D + i) * g.a_col), x[i], acc[r]);
         }
-        for (; k < kc; ++k) {
-            float lanes[W];
-            for (int i = 0; i < W; ++i) lanes[i] = i < cols ? g.b[(col + i) * g.b_col + k0 + k] : 0.0f;
-            for (int r = 0; r < M; ++r) acc[r] = splat(g.a[r * g.a_row + (k0 + k) * g.a_col]) * load(lanes) + acc[r];
+        if (k < kc) {
+            load_turned<T>(b + k, g.b_col, cols, x, kc - k);
+            for (index_t i = 0; i < lanes_of(kc - k, D); ++i)
+                for (int r = 0; r < M; ++r) acc[r] = T::mul_add(T::every(a + r * g.a_row + (k / D + i) * g.a_col), x[i], acc[r]);
         }
         for (int r = 0; r < M; ++r) total[r] = k0 ? total[r] + acc[r] : acc[r];
     }
@@ -216,89 +270,124 @@ static void skinny_columns(const MatmulArgs& g, index_t col, index_t cols) {
     if (has_epilogue(g)) finish(g, 0, M, col, cols);
 }
 
-static void skinny(const MatmulArgs& g) {
+template <class T>
+static void skinny(MatmulArgs g) {
+    if (T::ROUNDS) {
+        const index_t lanes = lanes_of(g.k, T::DEPTH);
+        float* packed = static_cast<float*>(scratch(0, sizeof(float) * g.m * lanes));
+        for (index_t i = 0; i < g.m; ++i) {
+            if (g.a_col == 1) pack_rows<T>(g.a + i * g.a_row, 0, 1, g.k, packed + i * lanes);
+            else for (index_t k = 0; k < lanes; ++k) {
+                const float* from = g.a + i * g.a_row + k * T::DEPTH * g.a_col;
+                packed[i * lanes + k] = T::across(from, k * T::DEPTH + 1 < g.k ? from + g.a_col : nullptr, 1)[0];
+            }
+        }
+        g.a = packed, g.a_row = lanes, g.a_col = 1;
+    }
     parallel_ranges(g.n, 4 * W, [&](index_t begin, index_t end) {
         for (index_t col = begin; col < end; col += W) {
             const index_t cols = std::min<index_t>(W, end - col);
-            if (g.m <= 2) g.m == 1 ? skinny_columns<1>(g, col, cols) : skinny_columns<2>(g, col, cols);
-            else if (g.m <= 4) g.m == 3 ? skinny_columns<3>(g, col, cols) : skinny_columns<4>(g, col, cols);
-            else if (g.m <= 6) g.m == 5 ? skinny_columns<5>(g, col, cols) : skinny_columns<6>(g, col, cols);
-            else g.m == 7 ? skinny_columns<7>(g, col, cols) : skinny_columns<8>(g, col, cols);
+            if (g.m <= 2) g.m == 1 ? skinny_columns<1, T>(g, col, cols) : skinny_columns<2, T>(g, col, cols);
+            else if (g.m <= 4) g.m == 3 ? skinny_columns<3, T>(g, col, cols) : skinny_columns<4, T>(g, col, cols);
+            else if (g.m <= 6) g.m == 5 ? skinny_columns<5, T>(g, col, cols) : skinny_columns<6, T>(g, col, cols);
+            else g.m == 7 ? skinny_columns<7, T>(g, col, cols) : skinny_columns<8, T>(g, col, cols);
         }
     });
 }
 
 // ---- the product ----
-struct Block {  // one K block of some rows and columns, A and B packed or where they lie
+struct Left {  // some rows of A, one K block of them: where they lie, or packed
     const float* a;
-    index_t a_step;
-    bool a_unit, a_packed;
-    const float* b;  // packed panels of `columns`, each kc x its width
+    index_t step;
+    bool unit;  // k is dense; else panels of R_MAX rows
+    const float* from(index_t i, index_t lanes) const { return unit ? a + i * step : a + i / R_MAX * R_MAX * lanes + i % R_MAX; }
 };
 
-static void multiply(const MatmulArgs& g, const Block& block, index_t row0, index_t col0, index_t row, index_t rows, const Panels& panels,
-                     index_t first, index_t last, index_t columns, index_t kc, bool add, bool finished) {
-    for (index_t i = row; i < row + rows;) {
-        const int r = rows_at(row + rows - i);
-        const float* a = block.a_packed ? block.a + i / R_MAX * R_MAX * kc + i % R_MAX : block.a + i * (block.a_unit ? block.a_step : 1);
-        for (index_t p = first; p < last; ++p) {
-            const index_t col = panels.begin(p), width = panels.width(p) * W, cols = std::min(width, columns - col);
-            float* c = g.c + (row0 + i) * g.c_row + col0 + col;
-            if (block.a_unit)
-                tile_of_rows<true>(r, panels.width(p), a, block.a_step, block.b + col * kc, width, kc, c, g.c_row, cols, add);
-            else
-                tile_of_rows<false>(r, panels.width(p), a, block.a_step, block.b + col * kc, width, kc, c, g.c_row, cols, add);
+// C[rows, panels] (+)= A B, B packed: `lanes` of each column.
+template <class T>
+static void multiply(const Left& a, index_t rows, const float* b, index_t lanes, const Panels& panels, float* c, index_t c_row,
+                     index_t columns, bool add) {
+    const auto tile = a.unit ? tile_of_rows<true, T> : tile_of_rows<false, T>;
+    for (index_t i = 0, r; i < rows; i += r) {
+        r = rows_at(rows - i);
+        for (index_t p = 0; p < panels.count; ++p) {
+            const index_t col = panels.begin(p), width = panels.width(p) * W;
+            float* to = c + i * c_row + col;
+            for (index_t row = 0; row < r; ++row)  // while the tile computes
+                for (index_t j = 0; j < width; j += 16) __builtin_prefetch(to + row * c_row + j, 1);
+            tile(int(r), int(width / W), a.from(i, lanes), a.step, b + col * lanes, width, lanes, to, c_row, columns - col, add);
         }
-        if (finished) {
-            const index_t begin = panels.begin(first), end = std::min(columns, last == panels.count ? columns : panels.begin(last));
-            finish(g, row0 + i, r, col0 + begin, end - begin);
-        }
-        i += r;
     }
 }
 
-static void product(const MatmulArgs& g) {
-    if (g.m <= SKINNY && g.b_row == 1 && g.b_col != 1) return skinny(g);
-    const bool a_unit = g.a_col == 1, a_packed = g.n > 512 || (g.a_col != 1 && g.a_row != 1);
-    for (index_t row0 = 0; row0 < g.m; row0 += ROWS_AT_ONCE) {
-        const index_t rows = std::min(ROWS_AT_ONCE, g.m - row0);
-        for (index_t k0 = 0; k0 < g.k; k0 += KC) {
-            const index_t kc = std::min(KC, g.k - k0);
-            const bool add = g.accumulate || k0 > 0, finished = k0 + kc == g.k && has_epilogue(g);
-            Block block{g.a + row0 * g.a_row + k0 * g.a_col, a_unit ? g.a_row : g.a_col, a_unit, a_packed, nullptr};
-            const float* a = block.a;
-            if (a_packed) {
-                const index_t panels = (rows + R_MAX - 1) / R_MAX;
-                float* packed = static_cast<float*>(scratch(0, sizeof(float) * panels * R_MAX * kc));
-                parallel_ranges(rows, 8 * R_MAX, [&](index_t begin, index_t end) {
-                    pack_rows(a + begin * g.a_row, g.a_row, g.a_col, end - begin, kc, packed + begin * kc);
-                });
-                block.a = packed;
-                block.a_step = R_MAX;
-                block.a_unit = false;
-            }
-            for (index_t col0 = 0; col0 < g.n; col0 += COLS_AT_ONCE) {
-                const index_t columns = std::min(COLS_AT_ONCE, g.n - col0);
-                const Panels panels(columns);
-                float* packed = static_cast<float*>(scratch(1, sizeof(float) * panels.vectors * W * kc));
-                const float* b = g.b + k0 * g.b_row + col0 * g.b_col;
-                parallel_ranges(panels.count, 2, [&](index_t begin, index_t end) {
-                    for (index_t p = begin; p < end; ++p) {
-                        const index_t col = panels.begin(p), width = panels.width(p) * W;
-                        pack_panel(b + col * g.b_col, g.b_row, g.b_col, kc, std::min(width, columns - col), width, packed + col * kc);
-                    }
-                });
-                block.b = packed;
-                const index_t per_task = std::max<index_t>(1, BLOCK / (NV_MAX * W)), col_tasks = (panels.count + per_task - 1) / per_task;
-                const index_t row_grain = std::max<index_t>(R_MAX, (rows / 8 + R_MAX - 1) / R_MAX * R_MAX);
-                const index_t row_tasks = (rows + row_grain - 1) / row_grain;
-                parallel_for(col_tasks * row_tasks, [&](index_t task) {
-                    const index_t first = task / row_tasks * per_task, row = task % row_tasks * row_grain;
-                    multiply(g, block, row0, col0, row, std::min(row_grain, rows - row), panels, first,
-                             std::min(panels.count, first + per_task), columns, kc, add, finished);
-                });
+template <class T>
+static void pack_block(const MatmulArgs& g, index_t k0, index_t kc, index_t col0, index_t columns, const Panels& panels, float* packed) {
+    const index_t step = g.b_col == 1 ? K_STEP : kc;  // rows of B are read once, all panels of them
+    for (index_t k = 0; k < kc; k += step)
+        for (index_t p = 0; p < panels.count; ++p) {
+            const index_t col = panels.begin(p), width = panels.width(p) * W;
+            pack_panel<T>(g.b + (k0 + k) * g.b_row + (col0 + col) * g.b_col, g.b_row, g.b_col, std::min(step, kc - k),
+                          std::min(width, columns - col), width, packed + col * lanes_of(kc, T::DEPTH) + k / T::DEPTH * width);
+        }
+}
+
+// One K block of some rows. C is cut into cells: a block of columns, a share of the rows in parts. A thread packs what it needs of A and
+// B for itself (what another core has just written comes slowly), does its own cells, then parts that others have not come to.
+template <class T>
+static void product_of(const MatmulArgs& g, index_t row0, index_t rows, index_t k0, index_t kc) {
+    const bool unit = g.a_col == 1, pack_a = !unit || T::ROUNDS;
+    const index_t lanes = lanes_of(kc, T::DEPTH), vectors = (g.n + W - 1) / W, tiles = (rows + R_MAX - 1) / R_MAX;
+    const index_t threads = thread_limit();
+    index_t across = 1, least = PTRDIFF_MAX;  // threads along the columns: those that make for the least packing
+    for (index_t n = 1; n <= std::min(threads, std::max<index_t>(1, vectors / 2)); ++n) {
+        const index_t packing = (pack_a ? rows * n : 0) + g.n * (threads / n);
+        if (threads % n == 0 && packing < least) across = n, least = packing;
+    }
+    const index_t shares = threads / across, at_least = lanes_of(vectors, BLOCK * T::DEPTH / W);
+    const index_t blocks = std::min(vectors, lanes_of(at_least, across) * across), cells = shares * blocks;
+    const index_t share_parts = std::max<index_t>(1, std::min(tiles / shares, rows * kc * (g.n / blocks + 1) / shares / TASK));
+    const index_t parts = shares * share_parts;
+    const std::size_t head = (sizeof(index_t) * cells + 63) / 64 * 64, flags = (parts + 63) / 64 * 64;
+    const std::size_t bytes = head + flags + (pack_a ? sizeof(float) * tiles * R_MAX * lanes : 0);
+    index_t* taken = static_cast<index_t*>(scratch(0, bytes));  // parts of each cell
+    std::fill_n(taken, cells, 0);
+    parallel_for(threads, [&](index_t thread) {
+        char* own = static_cast<char*>(scratch(0, bytes)) + head;
+        float* packed_a = reinterpret_cast<float*>(own + flags);
+        std::fill_n(own, flags, 0);  // whether a part of A is packed
+        for (index_t n = 0; n < cells; ++n) {
+            const index_t cell = (thread * cells / threads + n) % cells, block = cell % blocks, first = cell / blocks * share_parts;
+            const index_t col0 = block * vectors / blocks * W, columns = std::min(g.n, (block + 1) * vectors / blocks * W) - col0;
+            const Panels panels(columns);
+            float* packed = nullptr;
+            for (index_t taking; (taking = __atomic_fetch_add(taken + cell, 1, __ATOMIC_RELAXED)) < share_parts;) {
+                const index_t part = first + taking, row = part * tiles / parts * R_MAX;
+                const index_t part_rows = std::min(rows, (part + 1) * tiles / parts * R_MAX) - row;
+                if (!packed) {
+                    packed = static_cast<float*>(scratch(1, sizeof(float) * panels.vectors * W * lanes));
+                    pack_block<T>(g, k0, kc, col0, columns, panels, packed);
+                }
+                const float* from = g.a + (row0 + row) * g.a_row + k0 * g.a_col;
+                float* to = packed_a + row * lanes;
+                if (pack_a && !own[part]) {
+                    unit ? pack_rows<T>(from, g.a_row, part_rows, kc, to) : pack_turned_rows<T>(from, g.a_col, part_rows, kc, to);
+                    own[part] = 1;
+                }
+                const Left a = pack_a ? Left{to, unit ? lanes : R_MAX, unit} : Left{from, g.a_row, true};
+                const index_t at = row0 + row;
+                multiply<T>(a, part_rows, packed, lanes, panels, g.c + at * g.c_row + col0, g.c_row, columns, g.accumulate || k0 > 0);
+                if (k0 + kc == g.k && has_epilogue(g)) finish(g, at, part_rows, col0, columns);
             }
         }
+    });
+}
+
+template <class T>
+static void product(const MatmulArgs& g) {
+    if (g.m <= SKINNY && g.b_row == 1 && g.b_col != 1) return skinny<T>(g);
+    for (index_t k0 = 0; k0 < g.k; k0 += KC) {
+        const index_t kc = std::min(KC, g.k - k0), at_once = std::max<index_t>(1, PACKED_A / kc / 64) * 64;
+        for (index_t row = 0; row < g.m; row += at_once) product_of<T>(g, row, std::min(at_once, g.m - row), k0, kc);
     }
 }
 
@@ -309,6 +398,7 @@ static void clear(const MatmulArgs& g) {  // K = 0: an empty sum
 }
 
 static void matmul(const MatmulArgs& args) {
+    if (!args.m || !args.n) return;
     const auto one = [&](index_t entry) {
         MatmulArgs g = args;
         g.a += entry * g.a_batch;
@@ -316,7 +406,9 @@ static void matmul(const MatmulArgs& args) {
         g.c += entry * g.c_batch;
         if (g.residual) g.residual += entry * g.c_batch;
         if (g.z) g.z += entry * g.c_batch;
-        g.k ? product(g) : clear(g);
+        if (!g.k) clear(g);
+        else if (g.bf16) product<BFloat16>(g);
+        else product<Float32>(g);
     };
     if (args.batch * args.m * args.n * args.k < SMALL) return serially([&] {
         for (index_t i = 0; i < args.batch; ++i) one(i);
@@ -325,19 +417,25 @@ static void matmul(const MatmulArgs& args) {
     parallel_for(args.batch, one);
 }
 
-// 24 independent FMAs a round: what a perfect tile could do.
-static void fma_peak(index_t rounds, float* sink) {
+// 24 independent chains of multiply-adds: what a perfect tile could do. -> FLOP of a thread.
+template <class T>
+static double peak_of(index_t rounds, float* sink) {
     parallel_for(thread_limit(), [&](index_t thread) {
         V acc[24], a = splat(1.0f + 1e-7f * float(thread)), b = splat(1e-9f);
 #pragma GCC unroll 24
         for (int i = 0; i < 24; ++i) acc[i] = splat(float(i));
         for (index_t round = 0; round < rounds; ++round) {
 #pragma GCC unroll 24
-            for (int i = 0; i < 24; ++i) acc[i] = acc[i] * a + b;
+            for (int i = 0; i < 24; ++i) acc[i] = T::mul_add(acc[i], a, b);
         }
         V total{};
 #pragma GCC unroll 24
         for (int i = 0; i < 24; ++i) total += acc[i];
         sink[thread] = sum(total);
     });
+    return 2.0 * 24 * W * T::DEPTH * double(rounds);
+}
+
+static double fma_peak(index_t rounds, float* sink, bool bf16) {
+    return bf16 ? peak_of<BFloat16>(rounds, sink) : peak_of<Float32>(rounds, sink);
 }

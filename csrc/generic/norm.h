@@ -37,26 +37,43 @@ static void column_sum(const float* x, float* y, index_t n, index_t c) {
     add_partials(partial, rows.chunks, c, y, c);
 }
 
+// f(Count<R>(), i) for the rows [begin, end), R = 4 of them at a time, then one by one: the sums across a row's lanes, each a chain of
+// latencies, overlap with those of its neighbours.
+template <int R>
+struct Count {
+    static constexpr int value = R;
+};
+template <class F>
+INLINE void few_rows(index_t begin, index_t end, const F& f) {
+    index_t i = begin;
+    for (; i + 4 <= end; i += 4) f(Count<4>(), i);
+    for (; i < end; ++i) f(Count<1>(), i);
+}
+
 // ---- layer norm: y = (x - mean) * rstd * w + b ----
 static void layer_norm(const float* x, const float* w, const float* b, float* y, float* mean, float* rstd, index_t n, index_t c,
                        float eps) {
     parallel_ranges(n, row_grain(c), [&](index_t begin, index_t end) {
-        for (index_t i = begin; i < end; ++i) {
-            const float* row = x + i * c;
-            float* to = y + i * c;
-            const float m = row_sum(c, [&](index_t j, index_t lanes) { return load_n(row + j, lanes); }) / float(c);
-            const float variance = row_sum(c, [&](index_t j, index_t lanes) {
-                const V d = load_n(row + j, lanes, m) - m;
-                return d * d;
-            }) / float(c);
-            const float r = 1.0f / std::sqrt(variance + eps);
-            mean[i] = m;
-            rstd[i] = r;
+        few_rows(begin, end, [&](auto rows, index_t i) {
+            constexpr int R = decltype(rows)::value;
+            float *m = mean + i, *r = rstd + i;
+            for (int k = 0; k < R; ++k)
+                m[k] = row_sum(c, [&](index_t j, index_t lanes) { return load_n(x + (i + k) * c + j, lanes); }) / float(c);
+            for (int k = 0; k < R; ++k) {
+                const float variance = row_sum(c, [&](index_t j, index_t lanes) {
+                    const V d = load_n(x + (i + k) * c + j, lanes, m[k]) - m[k];
+                    return d * d;
+                }) / float(c);
+                r[k] = 1.0f / std::sqrt(variance + eps);
+            }
             each_vector(c, [&](index_t j, index_t lanes) {
-                const V xhat = (load_n(row + j, lanes) - m) * r;
-                store_n(to + j, xhat * load_n(w + j, lanes) + (b ? load_n(b + j, lanes) : V{}), lanes);
+                const V gain = load_n(w + j, lanes), shift = b ? load_n(b + j, lanes) : V{};
+                for (int k = 0; k < R; ++k) {
+                    const index_t at = (i + k) * c + j;
+                    store_n(y + at, (load_n(x + at, lanes) - m[k]) * r[k] * gain + shift, lanes);
+                }
             });
-        }
+        });
     });
 }
 
@@ -68,25 +85,37 @@ static void layer_norm_vjp(const float* dy, const float* x, const float* w, cons
         float* pw = partial + chunk * 2 * c;
         float* pb = pw + c;
         if (dw) std::fill_n(pw, 2 * c, 0.0f);
-        for (index_t i = rows.begin(chunk); i < rows.end(chunk); ++i) {
-            const float *dyi = dy + i * c, *xi = x + i * c;
-            const float m = mean[i], r = rstd[i];
-            V sum_g{}, sum_gx{};
+        few_rows(rows.begin(chunk), rows.end(chunk), [&](auto few, index_t i) {
+            constexpr int R = decltype(few)::value;
+            const float *m = mean + i, *r = rstd + i;
+            V sum_g[R] = {}, sum_gx[R] = {};
             each_vector(c, [&](index_t j, index_t lanes) {
-                const V d = load_n(dyi + j, lanes), xhat = (load_n(xi + j, lanes, m) - m) * r, g = d * load_n(w + j, lanes);
-                sum_g += g;
-                sum_gx += g * xhat;
-                if (dw) {
-                    store_n(pw + j, load_n(pw + j, lanes) + d * xhat, lanes);
-                    store_n(pb + j, load_n(pb + j, lanes) + d, lanes);
+                const V gain = load_n(w + j, lanes);
+                V total_w = dw ? load_n(pw + j, lanes) : V{}, total_b = dw ? load_n(pb + j, lanes) : V{};
+#pragma GCC unroll 4
+                for (int k = 0; k < R; ++k) {
+                    const index_t at = (i + k) * c + j;
+                    const V d = load_n(dy + at, lanes), xhat = (load_n(x + at, lanes, m[k]) - m[k]) * r[k], g = d * gain;
+                    sum_g[k] += g;
+                    sum_gx[k] += g * xhat;
+                    total_w = total_w + d * xhat;
+                    total_b = total_b + d;
+                }
+                if (!dw) return;
+                store_n(pw + j, total_w, lanes);
+                store_n(pb + j, total_b, lanes);
+            });
+            float mean_g[R], mean_gx[R];
+            for (int k = 0; k < R; ++k) mean_g[k] = sum(sum_g[k]) / float(c), mean_gx[k] = sum(sum_gx[k]) / float(c);
+            each_vector(c, [&](index_t j, index_t lanes) {
+                const V gain = load_n(w + j, lanes);
+                for (int k = 0; k < R; ++k) {
+                    const index_t at = (i + k) * c + j;
+                    const V xhat = (load_n(x + at, lanes) - m[k]) * r[k], g = load_n(dy + at, lanes) * gain;
+                    store_n(dx + at, (g - mean_g[k] - xhat * mean_gx[k]) * r[k], lanes);
                 }
             });
-            const float mean_g = sum(sum_g) / float(c), mean_gx = sum(sum_gx) / float(c);
-            each_vector(c, [&](index_t j, index_t lanes) {
-                const V xhat = (load_n(xi + j, lanes) - m) * r, g = load_n(dyi + j, lanes) * load_n(w + j, lanes);
-                store_n(dx + i * c + j, (g - mean_g - xhat * mean_gx) * r, lanes);
-            });
-        }
+        });
     });
     if (dw) add_partials(partial, rows.chunks, 2 * c, dw, c);
     if (db) add_partials(partial + c, rows.chunks, 2 * c, db, c);
@@ -95,18 +124,21 @@ static void layer_norm_vjp(const float* dy, const float* x, const float* w, cons
 // ---- RMS norm: y = x * rstd * w ----
 static void rms_norm(const float* x, const float* w, float* y, float* rstd, index_t n, index_t c, float eps) {
     parallel_ranges(n, row_grain(c), [&](index_t begin, index_t end) {
-        for (index_t i = begin; i < end; ++i) {
-            const float* row = x + i * c;
-            const float square = row_sum(c, [&](index_t j, index_t lanes) {
-                const V v = load_n(row + j, lanes);
-                return v * v;
-            }) / float(c);
-            const float r = 1.0f / std::sqrt(square + eps);
-            rstd[i] = r;
+        few_rows(begin, end, [&](auto rows, index_t i) {
+            constexpr int R = decltype(rows)::value;
+            float* r = rstd + i;
+            for (int k = 0; k < R; ++k) {
+                const float square = row_sum(c, [&](index_t j, index_t lanes) {
+                    const V v = load_n(x + (i + k) * c + j, lanes);
+                    return v * v;
+                }) / float(c);
+                r[k] = 1.0f / std::sqrt(square + eps);
+            }
             each_vector(c, [&](index_t j, index_t lanes) {
-                store_n(y + i * c + j, load_n(row + j, lanes) * r * load_n(w + j, lanes), lanes);
+                const V gain = load_n(w + j, lanes);
+                for (int k = 0; k < R; ++k) store_n(y + (i + k) * c + j, load_n(x + (i + k) * c + j, lanes) * r[k] * gain, lanes);
             });
-        }
+        });
     });
 }
 
@@ -116,21 +148,32 @@ static void rms_norm_vjp(const float* dy, const float* x, const float* w, const 
     parallel_for(rows.chunks, [&](index_t chunk) {
         float* pw = partial + chunk * c;
         if (dw) std::fill_n(pw, c, 0.0f);
-        for (index_t i = rows.begin(chunk); i < rows.end(chunk); ++i) {
-            const float *dyi = dy + i * c, *xi = x + i * c;
-            const float r = rstd[i];
-            V sum_gx{};
+        few_rows(rows.begin(chunk), rows.end(chunk), [&](auto few, index_t i) {
+            constexpr int R = decltype(few)::value;
+            const float* r = rstd + i;
+            V sum_gx[R] = {};
             each_vector(c, [&](index_t j, index_t lanes) {
-                const V dx_hat = load_n(dyi + j, lanes) * (load_n(xi + j, lanes) * r);
-                sum_gx += dx_hat * load_n(w + j, lanes);
-                if (dw) store_n(pw + j, load_n(pw + j, lanes) + dx_hat, lanes);
+                const V gain = load_n(w + j, lanes);
+                V total = dw ? load_n(pw + j, lanes) : V{};
+#pragma GCC unroll 4
+                for (int k = 0; k < R; ++k) {
+                    const V dx_hat = load_n(dy + (i + k) * c + j, lanes) * (load_n(x + (i + k) * c + j, lanes) * r[k]);
+                    sum_gx[k] += dx_hat * gain;
+                    total = total + dx_hat;
+                }
+                if (dw) store_n(pw + j, total, lanes);
             });
-            const float mean_gx = sum(sum_gx) / float(c);
+            float mean_gx[R];
+            for (int k = 0; k < R; ++k) mean_gx[k] = sum(sum_gx[k]) / float(c);
             each_vector(c, [&](index_t j, index_t lanes) {
-                const V xhat = load_n(xi + j, lanes) * r, g = load_n(dyi + j, lanes) * load_n(w + j, lanes);
-                store_n(dx + i * c + j, (g - xhat * mean_gx) * r, lanes);
+                const V gain = load_n(w + j, lanes);
+                for (int k = 0; k < R; ++k) {
+                    const index_t at = (i + k) * c + j;
+                    const V xhat = load_n(x + at, lanes) * r[k], g = load_n(dy + at, lanes) * gain;
+                    store_n(dx + at, (g - xhat * mean_gx[k]) * r[k], lanes);
+                }
             });
-        }
+        });
     });
     if (dw) add_partials(partial, rows.chunks, c, dw, c);
 }

@@ -3,14 +3,17 @@
 
 #include "generic/elementwise.h"
 #include "generic/matmul.h"
+#include "generic/quant.h"
 #include "generic/norm.h"
 #include "generic/softmax.h"
 #include "generic/embed.h"
 #include "generic/optim.h"
 #include "generic/sample.h"
 
+#include "generic/attention_tile.h"
 #include "generic/attention.h"
 #include "generic/attention_vjp.h"
+#include "generic/head.h"
 #include "generic/rope.h"
 
 constexpr Kernels table = [] {
@@ -19,6 +22,9 @@ constexpr Kernels table = [] {
     t.width = W;
     t.matmul = matmul;
     t.fma_peak = fma_peak;
+    t.packed_linear = packed_linear;
+    t.packed_rows = packed_rows;
+    t.int8_peak = int8_peak;
     t.attention = attention;
     t.attention_vjp = attention_vjp;
     t.rope = rope;
@@ -38,6 +44,7 @@ constexpr Kernels table = [] {
     t.log_softmax = log_softmax;
     t.log_softmax_vjp = log_softmax_vjp;
     t.cross_entropy = cross_entropy;
+    t.linear_cross_entropy = linear_cross_entropy;
     t.embedding = embedding;
     t.embedding_vjp = embedding_vjp;
     t.sum_squares = sum_squares;

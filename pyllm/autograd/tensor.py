@@ -98,8 +98,18 @@ class Node:
 
 
 def _send(tensor, g, dy):
-    """Adds g to what tensor has received; g may be dy itself or a view of it, then it is not ours to write into."""
+    """Adds g to what tensor has received; g may be dy itself or a view of it, then it is not ours to write into.
+
+    A function in place of an array is a gradient that adds itself: g(into) -> into + gradient, written into `into`; of None: the
+    gradient.
+    """
     node = tensor._node
+    if callable(g):
+        into = tensor.grad if node is None else node.dy if node.owned else None
+        if into is not None and into.dtype == np.float32 and into.flags.c_contiguous and into.flags.writeable:
+            g(into)
+            return
+        g = g(None)
     if g.shape != tensor.data.shape:
         raise ValueError(f"backward: a gradient of shape {g.shape} for a tensor of shape {tensor.data.shape}")
     if g.dtype != tensor.data.dtype:  # losses are float64, what is below them is not
@@ -185,7 +195,8 @@ def op(function):
     """function(*arrays, **options) -> (y, vjp) becomes an operation over Tensors.
 
     vjp(dy, need) -> one gradient for each positional argument (a tuple, or the array alone), None where there is none;
-    need[i] is False for an argument that is frozen: the place to skip work. Options are passed by keyword and never differentiated.
+    need[i] is False for an argument that is frozen: the place to skip work. A gradient may be a function, see _send. Options are passed
+    by keyword and never differentiated.
     """
     name = function.__name__
     if env.debug():

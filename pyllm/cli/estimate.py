@@ -3,6 +3,7 @@
 
 def report(config):
     """Prints parameters, memory and time of a Config -> exit code 0. The time: two measured steps, or the FLOPs of a large model."""
+    from pyllm import measure
     from pyllm.cli.pretrain import build_model, make_tokenizer, row_length
 
     kind = config.tokenizer.kind
@@ -11,10 +12,12 @@ def report(config):
     t, length = config.train, row_length(config, model)
     tokens = t.batch * length
     flops = step_flops(model, t.batch, length) * t.accumulate
-    gflops = product_gflops(tokens, model)
+    gflops = product_gflops(tokens, model.config.size("width"))
     seconds, how = flops / gflops / 1e9, f"from FLOP at {gflops:.0f} GFLOP/s, this model's products"
     if seconds / t.accumulate < 5:
-        seconds, how = measured_step(model, config, length) * t.accumulate, "from two measured steps"
+        step = stepper(model.initialize(0), t.batch, length)
+        step()  # the first one asks the system for memory
+        seconds, how = measure.seconds(step) * t.accumulate, "from two measured steps"
     n = model.num_parameters()
     state = 4 * n * (4 + bool(t.ema))
     print(f"model      {model.config.model_type}, {n:,} parameters, vocabulary {vocab_size}, rows of {length} tokens")
@@ -22,7 +25,7 @@ def report(config):
     activations = activation_bytes(model, tokens)
     print(f"memory     about {(state + activations) / 1e6:,.0f} MB (estimate): "
           f"weights, gradients, moments {state / 1e6:,.0f} MB, activations {activations / 1e6:,.0f} MB")
-    print(f"time       about {_duration(seconds * t.steps)} for {t.steps:,} steps (estimate {how}), evaluations not counted")
+    print(f"time       about {duration(seconds * t.steps)} for {t.steps:,} steps (estimate {how}), evaluations not counted")
     return 0
 
 
@@ -43,33 +46,41 @@ def activation_bytes(model, tokens):
     return 4 * tokens * model.config.size("width") * (18 * model.config.size("layers") + 3)
 
 
-def product_gflops(tokens, model):
+def product_gflops(tokens, width):
     """-> measured GFLOP/s of (tokens, C) @ (C, 4 C)."""
     import numpy as np
 
     from pyllm import kernels as K
     from pyllm import measure
 
-    width, rows = model.config.size("width"), min(tokens, 2048)
+    rows = min(tokens, 2048)
     x, w = np.ones((rows, width), np.float32), np.ones((4 * width, width), np.float32)
     return 8 * rows * width * width / measure.median_seconds(lambda: K.matmul(x, w, tb=True), 0.3) / 1e9
 
 
-def measured_step(model, config, length):
-    """-> seconds of one micro-batch's step, the second of two, on random tokens."""
+def stepper(model, rows, length, precision="f32"):
+    """-> () -> None: one more step of a training run on random tokens."""
+    from itertools import repeat
+
     import numpy as np
 
+    import pyllm
     from pyllm import training
     from pyllm.data.batch import Batch
     from pyllm.objectives import clm
 
-    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (config.train.batch, length + 1)).astype(np.int32)
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (rows, length + 1)).astype(np.int32)
     batch = Batch(ids[:, :-1].copy(), ids[:, 1:].copy())
-    *_, last = training.train(model.initialize(0), clm, [batch, batch], training.AdamW(model), steps=2, lr=1e-4)
-    return last.seconds
+    records = training.train(model, clm, repeat(batch), training.AdamW(model), steps=10**9, lr=1e-4)
+
+    def step():
+        with pyllm.precision(precision):
+            next(records)
+
+    return step
 
 
-def _duration(seconds):
+def duration(seconds):
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} days"

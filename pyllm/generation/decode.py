@@ -2,7 +2,7 @@
 import numpy as np
 
 from pyllm import kernels as K
-from pyllm.autograd import Rng, no_grad
+from pyllm.autograd import Rng, no_grad, ops
 from pyllm.generation.sampling import Sampling
 from pyllm.nn import Cache
 
@@ -75,7 +75,8 @@ class Decoder:
         if not finite.all():
             raise FloatingPointError(f"generate: the model gives NaN or infinity for prompt {self.rows[finite.argmin()]} after "
                                      f"{self.drawn} tokens. Hint: are its weights whole?")
-        return K.matmul(hidden, self.model.head_weight().data[: self.vocabulary], tb=True)
+        with no_grad():
+            return ops.linear(hidden, self.model.head_weight()).data[:, : self.vocabulary]
 
     def step(self):
         """-> ids:(b,) int32, the next token of each row left."""

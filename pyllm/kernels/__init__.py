@@ -5,8 +5,9 @@ float64 arrays always go to the reference: gradient checks run there.
 """
 from pyllm import env
 from pyllm.kernels import reference
+from pyllm.kernels.packed import Packed
 
-_HELPERS = ("bf16", "erf", "attention_mask")
+_HELPERS = ("bf16", "erf", "attention_mask", "in_precision_of", "Packed")
 KERNELS = tuple(name for name, f in vars(reference).items() if callable(f) and not name.startswith("_") and name not in _HELPERS)
 
 
@@ -54,7 +55,12 @@ def _choose(name):
     if name != "reference":
         _C.use(name)
     source = reference if name == "reference" else native
-    globals().update({kernel: getattr(source, kernel) for kernel in KERNELS})
+    kernels = {kernel: getattr(source, kernel) for kernel in KERNELS}
+    if env.debug() == 1:
+        from pyllm.kernels import profile
+
+        kernels = {kernel: f if kernel == "empty" else profile.watched(f) for kernel, f in kernels.items()}
+    globals().update(kernels)
     _active = name
 
 

@@ -8,10 +8,11 @@ import numpy as np
 
 from pyllm.extension import load
 from pyllm.kernels import reference
+from pyllm.kernels.packed import Packed
 
 _C = load("pyllm._C")
 F32 = np.dtype(np.float32)
-fma_peak = _C.fma_peak  # rounds -> FLOP done
+fma_peak = _C.fma_peak  # rounds, bf16 -> FLOP done
 ACTS = {None: 0, "gelu_tanh": 1, "gelu": 2, "silu": 3, "relu": 4}
 
 
@@ -83,6 +84,37 @@ def matmul(a, b, *, ta=False, tb=False, bias=None, act=None, residual=None, out=
     return c if act is None else (c, z)
 
 
+@float32
+def linear(x, w, *, bias=None, act=None, residual=None, out=None, reduced=False):
+    if not isinstance(w, Packed):
+        return matmul(x, w, tb=True, bias=bias, act=act, residual=residual, out=out, reduced=reduced)
+    x, shape = dense(x), (len(x), len(w))
+    expect(x.ndim == 2 and x.shape[1] == w.shape[1], lambda: f"linear: x {x.shape} and w {w}; expected x (M, {w.shape[1]})")
+    for name, a, fits in (("bias", bias, shape[1:]), ("residual", residual, shape), ("out", out, shape)):
+        expect(a is None or a.shape == fits, lambda: f"linear: {name} {a.shape}, expected {fits}")
+    y, z = empty(shape) if out is None else out, empty(shape) if act else None
+    expect(act in ACTS, lambda: f"linear: act={act!r}; expected one of {tuple(ACTS)}")
+    _C.packed_linear(w.native, x, y, dense(bias), ACTS[act], z, dense(residual))
+    return y if act is None else (y, z)
+
+
+@float32
+def linear_vjp(dy, w, *, out=None, accumulate=False, reduced=False):
+    if not isinstance(w, Packed):
+        return matmul(dy, w, out=out, accumulate=accumulate, reduced=reduced)
+    expect(dy.ndim == 2 and dy.shape[1] == len(w), lambda: f"linear_vjp: dy {dy.shape} and w {w}; expected dy (M, {len(w)})")
+    dx = empty((len(dy), w.shape[1])) if out is None else out
+    floats = empty((min(len(w), UNPACKED), w.shape[1]))
+    for i in range(0, len(w), UNPACKED):
+        ids = np.arange(i, min(len(w), i + UNPACKED), dtype=np.int32)
+        _C.packed_rows(w.native, ids, floats[: len(ids)])
+        matmul(dy[:, i : i + len(ids)], floats[: len(ids)], out=dx, accumulate=accumulate or i > 0, reduced=reduced)
+    return dx
+
+
+UNPACKED = 768  # rows of a packed weight that are floats at a time
+
+
 # ---- attention and positions ----
 
 
@@ -94,7 +126,7 @@ def _heads(x):
     return x if ok else np.require(x, requirements="CA")
 
 
-def _attention_args(name, q, k, v, causal, window, segments, starts, bias, scale):
+def _attention_args(name, q, k, v, causal, window, segments, starts, bias, scale, reduced):
     """Checks -> (q, k, v), and the arguments behind out and lse."""
     expect(q.ndim == k.ndim == v.ndim == 4, lambda: f"{name}: q {q.shape}, k {k.shape}, v {v.shape}; expected (B, T, H, D) each")
     (b, tq, h, d), (tk, hkv) = q.shape, k.shape[1:3]
@@ -111,12 +143,13 @@ def _attention_args(name, q, k, v, causal, window, segments, starts, bias, scale
            lambda: f"{name}: bias {bias.shape}; expected (1 or {b}, 1 or {h}, {tq}, {tk})")
     q_segments, k_segments = (None, None) if segments is None else map(dense, segments)
     scale = d**-0.5 if scale is None else float(scale)
-    return (_heads(q), _heads(k), _heads(v)), (q_segments, k_segments, dense(starts), dense(bias), min(window, 2**31), scale, causal)
+    return (_heads(q), _heads(k), _heads(v)), (q_segments, k_segments, dense(starts), dense(bias), min(window, 2**31), scale, causal,
+                                              reduced)
 
 
 @float32
-def attention(q, k, v, *, causal=True, window=0, segments=None, starts=None, bias=None, scale=None):
-    qkv, args = _attention_args("attention", q, k, v, causal, window, segments, starts, bias, scale)
+def attention(q, k, v, *, causal=True, window=0, segments=None, starts=None, bias=None, scale=None, reduced=False):
+    qkv, args = _attention_args("attention", q, k, v, causal, window, segments, starts, bias, scale, reduced)
     b, tq, h, d = q.shape
     out, lse = empty(q.shape), empty((b, h, tq))
     _C.attention(*qkv, out, lse, *args)
@@ -124,9 +157,9 @@ def attention(q, k, v, *, causal=True, window=0, segments=None, starts=None, bia
 
 
 @float32
-def attention_vjp(dout, q, k, v, out, lse, *, causal=True, window=0, segments=None, starts=None, bias=None, scale=None, need_bias=False,
-                  out_grads=None):
-    qkv, args = _attention_args("attention_vjp", q, k, v, causal, window, segments, starts, bias, scale)
+def attention_vjp(dout, q, k, v, out, lse, *, causal=True, window=0, segments=None, starts=None, bias=None, scale=None, reduced=False,
+                  need_bias=False, out_grads=None):
+    qkv, args = _attention_args("attention_vjp", q, k, v, causal, window, segments, starts, bias, scale, reduced)
     expect(dout.shape == out.shape == q.shape,
            lambda: f"attention_vjp: dout {dout.shape}, out {out.shape}; expected {q.shape}, the shape of q")
     expect(lse.shape == (q.shape[0], q.shape[2], q.shape[1]),
@@ -349,27 +382,36 @@ def linear_cross_entropy(h, w, b, targets, label_smoothing=0.0, z_loss=0.0, need
     if w.dtype != F32 or (b is not None and b.dtype != F32):
         raise TypeError(f"linear_cross_entropy: w {w.dtype}, b {None if b is None else b.dtype}; expected float32 like h")
     targets = _targets("linear_cross_entropy", targets, n, v)
-    h, w, b = dense(h), dense(w), dense(b)
+    packed = isinstance(w, Packed)
+    expect(not (packed and need[1]), lambda: f"linear_cross_entropy: a gradient for w {w}, which is frozen")
+    h, w, b = dense(h), w if packed else dense(w), dense(b)
     loss, dh = empty((n,)), empty((n, c)) if need[0] else None
-    dw, db = empty((v, c)) if need[1] else None, np.zeros(v, F32) if need[2] else None
-    if need[1] and n == 0:
-        dw[...] = 0
-    rows = max(64, LOGITS // max(v, 1) // 8 * 8)  # by V alone: a row's result must not depend on how many there are
-    logits = empty((min(n, rows), v))
-    for i in range(0, n, rows):
-        j = min(n, i + rows)
-        x = matmul(h[i:j], w, tb=True, bias=b, out=logits[: j - i], reduced=reduced)
-        _C.cross_entropy(x, targets[i:j], loss[i:j], v, label_smoothing, z_loss, any(need))
-        if need[0]:
-            matmul(x, w, out=dh[i:j], reduced=reduced)
-        if need[1]:
-            matmul(x, h[i:j], ta=True, out=dw, accumulate=i > 0, reduced=reduced)
-        if need[2]:
-            db += column_sum(x)
+    dw, db = empty((v, c)) if need[1] else None, empty((v,)) if need[2] else None
+    if packed:
+        _packed_head(h, w, b, targets, loss, dh, db, label_smoothing, z_loss, need)
+    elif v:
+        _C.linear_cross_entropy(h, w, b, targets, loss, dh, dw, db, label_smoothing, z_loss, LOGITS, reduced)
     return loss, dh, dw, db
 
 
-LOGITS = 6 * 2**20  # elements of the buffer that linear_cross_entropy computes its rows in: 24 MB
+def _packed_head(h, w, b, targets, loss, dh, db, label_smoothing, z_loss, need):
+    """linear_cross_entropy of a Packed w, in rows whose number depends on V alone."""
+    n, v = len(h), len(w)
+    rows = max(64, LOGITS // max(v, 1) // 8 * 8)
+    logits = empty((min(n, rows), v))
+    if need[2]:
+        db[...] = 0
+    for i in range(0, n, rows):
+        j = min(n, i + rows)
+        x = linear(h[i:j], w, bias=b, out=logits[: j - i])
+        _C.cross_entropy(x, targets[i:j], loss[i:j], v, label_smoothing, z_loss, any(need))
+        if need[0]:
+            linear_vjp(x, w, out=dh[i:j])
+        if need[2]:
+            db += column_sum(x)
+
+
+LOGITS = 7_300_000  # elements that linear_cross_entropy keeps of its (N, V) logits: 29 MB
 
 
 def _targets(name, targets, n, v):
@@ -402,15 +444,19 @@ def embedding(w, ids):
     expect(w.ndim == 2, lambda: f"embedding: w {w.shape}, expected (V, C)")
     ids = _ids("embedding", "token id", ids, len(w))
     y = empty((*ids.shape, w.shape[1]))
+    if isinstance(w, Packed):
+        _C.packed_rows(w.native, ids, y)
+        return y
     _C.embedding(dense(w), ids, y, w.shape[1])
     return y
 
 
 @float32
-def embedding_vjp(dy, ids, rows):
+def embedding_vjp(dy, ids, rows, out=None):
     expect(dy.shape[:-1] == ids.shape, lambda: f"embedding_vjp: dy {dy.shape}, expected {(*ids.shape, 'C')} for ids {ids.shape}")
-    dw = empty((rows, dy.shape[-1]))
-    _C.embedding_vjp(dense(dy), _ids("embedding_vjp", "token id", ids, rows), dw, dy.shape[-1], rows)
+    dw = empty((rows, dy.shape[-1])) if out is None else out
+    expect(dw.shape == (rows, dy.shape[-1]), lambda: f"embedding_vjp: out {dw.shape}, expected {(rows, dy.shape[-1])}")
+    _C.embedding_vjp(dense(dy), _ids("embedding_vjp", "token id", ids, rows), dw, dy.shape[-1], rows, out is not None)
     return dw
 
 

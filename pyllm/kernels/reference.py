@@ -5,6 +5,8 @@ for each differentiable input. Dimensions: B rows, T positions, C channels, H he
 """
 import numpy as np
 
+from pyllm.kernels.packed import BLOCK, Packed
+
 
 def empty(shape, dtype=np.float32):
     """An array not filled yet; the native one lies in memory that is reused."""
@@ -36,6 +38,30 @@ def matmul(a, b, *, ta=False, tb=False, bias=None, act=None, residual=None, out=
         np.add(out, c, out=out) if accumulate else np.copyto(out, c)
         c = out
     return c if act is None else (c, z)
+
+
+def in_precision_of(w, x):
+    """x:(M, I) as products with a Packed w take it: rounded to bfloat16, or to int8 times max|x| / 127 of every block of 32."""
+    if w.format == "bf16":
+        return bf16(x)
+    blocks = x.astype(np.float32).reshape(len(x), x.shape[1] // BLOCK, BLOCK)
+    most = np.abs(blocks).max(2, keepdims=True, initial=0)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        quants = np.rint(blocks * np.where(most > 1e-35, np.float32(127) / most, np.float32(0)))
+        return (quants.astype(x.dtype) * (most / np.float32(127) + 0 * blocks.sum(2, keepdims=True))).reshape(x.shape)
+
+
+def linear(x, w, *, bias=None, act=None, residual=None, out=None, reduced=False):
+    """x:(M, I) w:(O, I), an array or Packed -> act(x @ w.T + bias) + residual:(M, O); see matmul. Packed: x in the precision of w."""
+    if isinstance(w, Packed):
+        x, w, reduced = in_precision_of(w, x), w.dequantize().astype(x.dtype), False
+    return matmul(x, w, tb=True, bias=bias, act=act, residual=residual, out=out, reduced=reduced)
+
+
+def linear_vjp(dy, w, *, out=None, accumulate=False, reduced=False):
+    """dy:(M, O) -> dx = dy @ w:(M, I); of a Packed w the rounding of x counts as the identity. (dw is matmul(dy, x, ta=True).)"""
+    w = w.dequantize().astype(dy.dtype) if isinstance(w, Packed) else w
+    return matmul(dy, w, out=out, accumulate=accumulate, reduced=reduced)
 
 
 def column_sum(x):
@@ -206,9 +232,9 @@ def cross_entropy(logits, targets, label_smoothing=0.0, z_loss=0.0):
 
 
 def linear_cross_entropy(h, w, b, targets, label_smoothing=0.0, z_loss=0.0, need=(False, False, False), reduced=False):
-    """h:(N, C) w:(V, C) b:(V,) or None -> loss:(N,), dh, dw, db (each None where not needed); see cross_entropy, matmul."""
-    loss, dlogits = cross_entropy(matmul(h, w, tb=True, bias=b, reduced=reduced), targets, label_smoothing, z_loss)
-    return (loss, matmul(dlogits, w, reduced=reduced) if need[0] else None,
+    """h:(N, C) w:(V, C), an array or Packed, b:(V,) or None -> loss:(N,), dh, dw, db (each None where not needed); see cross_entropy, matmul."""
+    loss, dlogits = cross_entropy(linear(h, w, bias=b, reduced=reduced), targets, label_smoothing, z_loss)
+    return (loss, linear_vjp(dlogits, w, reduced=reduced) if need[0] else None,
             matmul(dlogits, h, ta=True, reduced=reduced) if need[1] else None, dlogits.sum(0) if need[2] else None)
 
 
@@ -230,33 +256,37 @@ def attention_mask(q, k, causal, window, segments, starts):
     return allowed
 
 
-def attention(q, k, v, *, causal=True, window=0, segments=None, starts=None, bias=None, scale=None):
+def attention(q, k, v, *, causal=True, window=0, segments=None, starts=None, bias=None, scale=None, reduced=False):
     """q:(B, Tq, H, D) k, v:(B, Tk, Hkv, D) -> out:(B, Tq, H, D), lse:(B, H, Tq). Vaswani et al. 2017; GQA: Ainslie et al. 2023.
 
     H a multiple of Hkv. segments: (q:(B, Tq), k:(B, Tk)) int32, 0 = padding, equal numbers see each other. window: exactly that many
     keys, the query's own included (both sides without causal). starts:(B,) int64, key index of each row's first query. bias: added to
     the scaled scores, (1 or B, 1 or H, Tq, Tk). scale: default D^-0.5. A query with nothing to attend to gives out 0 and lse -inf.
+    reduced: the factors of every product are rounded to bfloat16, sums and exponentials are not.
     """
-    s = _scores(q, k, causal, window, segments, starts, bias, scale)
+    cut = bf16 if reduced else lambda x: x
+    s = _scores(cut(q), cut(k), causal, window, segments, starts, bias, scale)
     top = s.max(-1, keepdims=True, initial=-np.inf)
     e = np.exp(s - np.where(np.isneginf(top), 0, top))
     total = e.sum(-1, keepdims=True)
-    p = e / np.where(total == 0, 1, total)
+    p = cut(e) / np.where(total == 0, 1, total)
     with np.errstate(divide="ignore"):
         lse = (np.log(total) + top)[..., 0]
-    return np.einsum("bhqk,bkhd->bqhd", p, _groups(v, q)), lse
+    return np.einsum("bhqk,bkhd->bqhd", p, _groups(cut(v), q)), lse
 
 
-def attention_vjp(dout, q, k, v, out, lse, *, causal=True, window=0, segments=None, starts=None, bias=None, scale=None, need_bias=False,
-                  out_grads=None):
+def attention_vjp(dout, q, k, v, out, lse, *, causal=True, window=0, segments=None, starts=None, bias=None, scale=None, reduced=False,
+                  need_bias=False, out_grads=None):
     """-> dq, dk, dv, dbias (None without need_bias). out_grads: (dq, dk, dv) to write into, views of a fused array if need be."""
+    cut = bf16 if reduced else lambda x: x
+    q, k, v, rounded = cut(q), cut(k), cut(v), cut(dout)
     s = _scores(q, k, causal, window, segments, starts, bias, scale)
     p = np.exp(s - np.where(np.isneginf(lse), 0, lse)[..., None])  # forward: out = p @ v
-    dp = np.einsum("bqhd,bkhd->bhqk", dout, _groups(v, q))
+    dp = np.einsum("bqhd,bkhd->bhqk", rounded, _groups(v, q))
     ds = p * (dp - np.einsum("bqhd,bqhd->bhq", dout, out)[..., None])
     c = q.dtype.type(q.shape[-1] ** -0.5 if scale is None else scale)  # forward: s = c * q @ k^T + bias
-    dq = c * np.einsum("bhqk,bkhd->bqhd", ds, _groups(k, q))
-    dk, dv = c * np.einsum("bhqk,bqhd->bkhd", ds, q), np.einsum("bhqk,bqhd->bkhd", p, dout)
+    dq = c * np.einsum("bhqk,bkhd->bqhd", cut(ds), _groups(k, q))
+    dk, dv = c * np.einsum("bhqk,bqhd->bkhd", cut(ds), q), np.einsum("bhqk,bqhd->bkhd", cut(p), rounded)
     split = (*k.shape[:3], q.shape[2] // k.shape[2], k.shape[3])
     dbias = None
     if need_bias:
@@ -292,13 +322,13 @@ def rope(x, cos, sin, positions, interleaved=False, inverse=False):
 
 
 def embedding(w, ids):
-    """w:(V, C) ids:(...) int32 -> (..., C)."""
-    return w[ids]
+    """w:(V, C), an array or Packed, ids:(...) int32 -> (..., C)."""
+    return (w.dequantize() if isinstance(w, Packed) else w)[ids]
 
 
-def embedding_vjp(dy, ids, rows):
-    """dy:(..., C) -> dw:(rows, C): sums the rows of dy in order of position."""
-    dw = np.zeros((rows, dy.shape[-1]), dy.dtype)
+def embedding_vjp(dy, ids, rows, out=None):
+    """dy:(..., C) -> dw:(rows, C): sums the rows of dy in order of position, onto `out` where it is given."""
+    dw = np.zeros((rows, dy.shape[-1]), dy.dtype) if out is None else out
     np.add.at(dw, ids.reshape(-1), dy.reshape(-1, dy.shape[-1]))
     return dw
 

@@ -7,7 +7,8 @@ from pyllm.autograd import Rng, ops
 from pyllm.errors import ConfigError
 from pyllm.models.base import Config, Count
 from pyllm.models.seq2seq import EncoderDecoder
-from pyllm.nn import ACTIVATIONS, Embedding, Linear, Module, RMSNorm, add_projection, attend, relative_buckets, split, through
+from pyllm.nn import (Embedding, Linear, Module, RMSNorm, add_projection, attend, normal, parameter, relative_buckets, split,
+                      through)
 
 KINDS = {"relu": ("relu", False), "gated-gelu": ("gelu_tanh", True), "gated-silu": ("silu", True), "gelu": ("gelu", False),
          "gated-relu": ("relu", True)}  # feed_forward_proj -> activation, gated
@@ -64,22 +65,33 @@ class T5Config(Config):
     start_id = property(lambda self: self.decoder_start_token_id if self.decoder_start_token_id is not None else self.pad_token_id or 0)
 
 
-class Attention(Module):
-    """Heads over x itself, or over `memory`. buckets: (number, farthest, bidirectional) of a table of its own, else 0."""
+class RelativeBias(Module):
+    """weight:(buckets, H), added to the scores of all layers: one number for each head and bucket of distances."""
 
-    def __init__(self, c, layer, buckets=None):
+    def __init__(self, c, bidirectional):
+        self.weight = parameter(c.relative_attention_num_buckets, c.num_heads)
+        self.farthest, self.bidirectional, self.std = c.relative_attention_max_distance, bidirectional, c.initializer_factor * c.d_model**-0.5
+
+    def reset(self, rng):
+        normal(self.weight, rng, self.std)
+
+    def __call__(self, queries, keys, starts):
+        """starts:(S,) key index of the first query -> Tensor (S, H, queries, keys)."""
+        distance = np.arange(keys) - (np.asarray(starts)[:, None, None] + np.arange(queries)[None, :, None])
+        buckets = relative_buckets(distance, self.bidirectional, len(self.weight), self.farthest)
+        return ops.embedding(self.weight, buckets).transpose(0, 3, 1, 2)
+
+
+class Attention(Module):
+    """Heads over x itself, or over the encoder's memory. bias: the first layer's table for all, or None."""
+
+    def __init__(self, c, layer, bias=None):
         inner, f = c.num_heads * c.d_kv, c.initializer_factor
         self.q = Linear(c.d_model, inner, False, f * (c.d_model * c.d_kv) ** -0.5)
         self.k, self.v = (Linear(c.d_model, inner, False, f * c.d_model**-0.5) for _ in range(2))
         self.o = Linear(inner, c.d_model, False, f * inner**-0.5)
-        self.relative_attention_bias = Embedding(buckets[0], c.num_heads, f * c.d_model**-0.5) if buckets else None
-        self.head_size, self.layer, self.p, self.buckets = c.d_kv, layer, c.dropout_rate, buckets
-
-    def bias(self, queries, keys, starts):
-        """starts:(S,) key index of the first query -> Tensor (S, H, queries, keys)."""
-        number, farthest, bidirectional = self.buckets
-        distance = np.arange(keys) - (np.asarray(starts)[:, None, None] + np.arange(queries)[None, :, None])
-        return self.relative_attention_bias(relative_buckets(distance, bidirectional, number, farthest)).transpose(0, 3, 1, 2)
+        self.relative_attention_bias = bias
+        self.head_size, self.layer, self.p = c.d_kv, layer, c.dropout_rate
 
     def keys(self, memory):
         """memory:(B, S, C) -> keys, values:(B, S, H, D)."""
@@ -92,8 +104,7 @@ class Attention(Module):
 
 class SelfAttention(Module):
     def __init__(self, c, layer, causal):
-        buckets = c.relative_attention_num_buckets, c.relative_attention_max_distance, not causal
-        self.SelfAttention = Attention(c, layer, buckets if layer == 0 else None)
+        self.SelfAttention = Attention(c, layer, RelativeBias(c, not causal) if layer == 0 else None)
         self.layer_norm = RMSNorm(c.d_model, c.layer_norm_epsilon)
         self.causal, self.p = causal, c.dropout_rate
 
@@ -165,7 +176,7 @@ class Stack(Module):
     def __call__(self, x, *memory, cache=None, checkpointing, rng, **options):
         """x:(B, T, C) -> (B, T, C); the first block's table of biases serves all."""
         t, starts = x.shape[1], np.zeros(1, int) if cache is None else cache.lengths
-        bias = self.block[0].layer[0].SelfAttention.bias(t, int(starts.max()) + t, starts)
+        bias = self.block[0].layer[0].SelfAttention.relative_attention_bias(t, int(starts.max()) + t, starts)
         x = ops.dropout(x, self.p, rng and rng.fold("in"))
         x = through(self.block, x, bias, *memory, checkpointing=checkpointing, rng=rng, cache=cache, **options)
         return ops.dropout(self.final_layer_norm(x), self.p, rng and rng.fold("out"))

@@ -6,7 +6,7 @@ from pyllm.autograd import Rng, Tensor
 
 
 class Module:
-    """Attributes that are Tensors are parameters; attributes that are Modules, or lists of them, are children.
+    """Attributes that are Tensors are parameters, those that are Packed frozen weights; attributes that are Modules, or lists of them, are children.
 
     A path joins attribute names and list indices with dots: `transformer.h.0.attn.c_attn.weight`.
     """
@@ -29,10 +29,17 @@ class Module:
 
     def named_parameters(self):
         """-> (path, Tensor), a tied one once, under its first path."""
+        return self._named(Tensor)
+
+    def named_packed(self):
+        """-> (path, Packed), a tied one once: frozen weights, which are no parameters: no optimizer moves them, no state() holds them."""
+        return self._named(K.Packed)
+
+    def _named(self, kind):
         seen = set()
         for path, module in self.named_modules():
             for name, value in vars(module).items():
-                if isinstance(value, Tensor) and id(value) not in seen:
+                if isinstance(value, kind) and id(value) not in seen:
                     seen.add(id(value))
                     yield (f"{path}.{name}" if path else name), value
 
@@ -45,7 +52,7 @@ class Module:
         return sum(p.size for p in self.parameters())
 
     def get(self, path):
-        """The Module or Tensor at `path`; KeyError names what is there instead."""
+        """The Module, Tensor or Packed at `path`; KeyError names what is there instead."""
         found = self
         for i, part in enumerate(path.split(".") if path else ()):
             inside = vars(found) if isinstance(found, Module) else {}
@@ -58,7 +65,7 @@ class Module:
         return found
 
     def set(self, path, value):
-        """Puts a Module or Tensor at `path`, which must exist."""
+        """Puts a Module, Tensor or Packed at `path`, which must exist."""
         self.get(path)
         parent, _, name = path.rpartition(".")
         owner = self.get(parent)

@@ -1,4 +1,5 @@
 """The tape: accumulation, aliasing, reuse, no_grad, checkpoint, threads. Random graphs against finite differences in float64."""
+import re
 import subprocess
 import sys
 import threading
@@ -121,6 +122,29 @@ def test_float32_parameters_below_a_float64_loss_get_float32_gradients():
     assert loss.dtype == np.float64
     (loss * 0.5 + (w * w).sum() * 0.01).backward()
     assert w.grad.dtype == x.grad.dtype == np.float32
+
+
+def test_gradients_that_add_themselves():
+    """A weight used twice, a tied embedding, micro-batches: products and rows are added where the sum stands, as separate ones would be."""
+    draw = np.random.default_rng(0)
+    ids, other = np.int32([[1, 0, 1]]), draw.standard_normal((4, 6)).astype(np.float32)
+
+    def gradients(sharing):
+        w, x = Tensor(draw_w, requires_grad=True), Tensor(draw_x, requires_grad=True)
+        uses = [ops.linear(ops.embedding(w, ids), w).sum(), (ops.linear(x, w) * 2).sum(), ops.linear(x, Tensor(other)).sum()]
+        if sharing:
+            (uses[0] + uses[1] + uses[2]).backward()
+            return w.grad, x.grad
+        grads = []
+        for use in uses:
+            w.grad = x.grad = None
+            use.backward()
+            grads.append([np.zeros_like(t.data) if t.grad is None else t.grad.copy() for t in (w, x)])
+        return np.sum([g for g, _ in grads], 0), np.sum([g for _, g in grads], 0)
+
+    draw_w, draw_x = draw.standard_normal((5, 6)).astype(np.float32), draw.standard_normal((3, 6)).astype(np.float32)
+    for together, apart in zip(gradients(True), gradients(False)):
+        np.testing.assert_allclose(together, apart, rtol=1e-5, atol=1e-5)
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------
@@ -282,11 +306,46 @@ def debug(level, code):
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, "PYLLM_DEBUG": level})
 
 
-def test_debug_1_prints_a_table():
+def test_debug_1_prints_a_profile():
     run = debug("1", "(ops.tanh(x) * x).sum().backward()")
     assert run.returncode == 0 and run.stdout == ""
-    rows = {line.split()[0]: int(line.split()[1]) for line in run.stderr.splitlines()[1:]}
-    assert rows == {"tanh": 1, "multiply": 1, "sum": 1}
+    head, _, *lines = run.stderr.splitlines()
+    assert head.startswith("PYLLM_DEBUG=1: ")
+    counts = {line.split()[0]: line.split()[1:3] for line in lines[:3]}
+    assert counts == {"tanh": ["2x3", "1"], "multiply": ["2x3,", "2x3"], "sum": ["2x3", "1"]}
+    assert lines[-2].startswith("between") and lines[-1].endswith("100.0 %")
+
+
+def test_debug_1_explains_a_training_step():
+    """Every millisecond has a name: operations, kernels of the optimizer, and what lies between."""
+    run = debug("1", """
+from pyllm import data, objectives, training
+from pyllm.models import GPT2, GPT2Config
+model = GPT2(GPT2Config(vocab_size=64, n_positions=32, n_embd=64, n_layer=2, n_head=2)).initialize(0)
+batch = data.Batch(*np.random.default_rng(0).integers(0, 64, (2, 4, 32)).astype(np.int32))
+list(training.train(model, objectives.clm, [batch] * 3, training.AdamW(model), steps=3, lr=1e-3))""")
+    assert run.returncode == 0, run.stderr
+    lines = run.stderr.splitlines()[2:]
+    top = [line for line in lines if not line.startswith((" ", "kernels", "all"))]
+    assert abs(sum(float(line.split()[-2]) for line in top) - 100) < 1.5
+    kind = {line.split()[0]: line for line in top}
+    assert "GFLOP/s" in kind["linear"] and "GB/s" in kind["layer_norm"]
+    assert re.match(r"linear +24 ", kind["linear"]) and "GB/s" in kind["adamw"] and "sum_squares" in kind
+    assert "kernels outside of operations (optimizer, sampling, sums of gradients)" in lines
+
+
+def test_the_profile_of_known_work():
+    """10 products of 2e9 FLOP in 0.4 s at 100 GFLOP/s, and 1e9 bytes in 0.1 s at 20 GB/s: half of each limit."""
+    from pyllm.autograd import debug
+    from pyllm.kernels.profile import Row
+
+    products, norms = Row(), Row()
+    products.calls, products.forward, products.backward, products.work = 10, 0.1, 0.3, {(2e9, 1e6, "f32"): 10}
+    norms.calls, norms.forward, norms.work = 1, 0.1, {(0.0, 1e9, "f32"): 1}
+    lines = debug.report({("linear", "8x8", False): products, ("norm", "8", True): norms}, 1.0, {"f32": 100.0}, 20.0)
+    assert lines[2].split() == ["linear", "8x8", "10", "100.0", "300.0", "50.0", "GFLOP/s", "50", "%", "40.0", "%"]
+    assert lines[4].split() == ["norm", "8", "1", "100.0", "10.0", "GB/s", "50", "%", "10.0", "%"]
+    assert lines[5].split()[-3:] == ["500.0", "50.0", "%"]
 
 
 def test_debug_2_names_the_operation():

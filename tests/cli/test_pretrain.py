@@ -1,6 +1,7 @@
 """pyllm pretrain as a person runs it: run folder, resume, kill -9, signals, errors."""
 import json
 import os
+import random
 import re
 import resource
 import signal
@@ -273,6 +274,33 @@ def test_ready_token_shards(text, tmp_path, capsys):
     tokenize(text, tmp_path / "shards", tokenizer)
     assert pretrain("--data", tmp_path / "shards", "--tokenizer", tmp_path / "tok", "--out", tmp_path / "r", "--steps", 4) == 0
     assert not (tmp_path / "r/shards").exists() and pyllm.load(tmp_path / "r")[1].vocab == tokenizer.vocab
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_at_random_moments(whole, text, tmp_path, seed):
+    """15 kills a run with a checkpoint every step: while it starts, trains, writes; it loses no step that it had saved, needs no help."""
+    draw, out, writing, kills = random.Random(seed), tmp_path / "killed", 0, 0
+    arguments, lines = ("--data", text, "--out", out, "--save-every", 1, "--resume"), out / "metrics.jsonl"
+    for kills in range(15):
+        before, saved = lines.read_bytes().count(b"\n") if lines.exists() else 0, newest(out / "checkpoints")
+        process = start(*arguments, PYLLM_THREADS=str(draw.choice([1, 2, 3])))
+        if draw.random() < 0.8:
+            wait_for_lines(process, lines, min(before + draw.choice([1, 1, 2, 3]), 30))
+            time.sleep(draw.uniform(0, 0.03))
+        else:
+            time.sleep(draw.uniform(0, 1.5))
+        process.kill()
+        process.communicate()
+        writing += any(p.name.startswith(".") for p in out.rglob("*"))
+        if saved:
+            assert newest(out / "checkpoints").name >= saved.name
+    done = subprocess.run(command(*arguments), env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done
+    print(f"{kills + 1} kills, {writing} of them in the middle of a write")
+    assert writing
+    same(whole, out)
+    assert not [p for p in out.rglob(".*")]
 
 
 TINYSHAKESPEARE = ROOT / "../shared/data/tinyshakespeare"

@@ -24,17 +24,26 @@ class Case:
         return "-".join([self.kernel, *(str(v) for v in self.kwargs.values())])
 
     def outputs(self, source, args):
-        """The kernel of `source` on copies of args -> tuple of arrays; what a kernel changes in place counts as output."""
+        """The kernel of `source` on copies of args (the last may be a dict of options) -> arrays; what it changes in place is output."""
         if self.kernel == "adamw":
             args = [a.copy() if isinstance(a, np.ndarray) else a for a in args]
             source.adamw(*args, **self.kwargs)
             return args[0], args[2], args[3]
-        out = getattr(source, self.kernel)(*args, **self.kwargs)
+        *args, options = args if args and isinstance(args[-1], dict) else (*args, {})
+        out = getattr(source, self.kernel)(*args, **options, **self.kwargs)
         return tuple(np.asarray(o) for o in (out if isinstance(out, tuple) else (out,)) if o is not None)
 
 
 def x(rng, *shape):
     return rng.standard_normal(shape).astype(np.float32)
+
+
+def wide(args):
+    """float32 arrays as float64, those among the options too."""
+    def convert(a):
+        return a.astype(np.float64) if isinstance(a, np.ndarray) and a.dtype == np.float32 else a
+
+    return [{k: convert(v) for k, v in a.items()} if isinstance(a, dict) else convert(a) for a in args]
 
 
 def ids(rng, n, high, low=0):
@@ -88,4 +97,45 @@ CASES = [
          (0, 1, 2), rtol=1e-6, fixed=(0, 2, 3)),
     Case("sample", lambda r, n, c: (3 * x(r, n, c), r.random(n)), (0, 1), rtol=0, fixed=(1,), least=1),
     Case("sample", lambda r, n, c: (3 * x(r, n, c), r.random(n), 0.7, 20, 0.9, 0.02), (0, 1), rtol=0, fixed=(1,), least=1),
+]
+
+
+# ---- kernels whose shapes are no rows of c: layouts and errors have tests of their own; n entries of a batch, c of whatever grows ----
+
+
+def product(ta=False, tb=False, **options):
+    """a:(n, c) b:(c, 67), n rows; options by name, their value the function of (rng, n) that makes them."""
+    def make(rng, n, c):
+        a, b = x(rng, *((c, n) if ta else (n, c))), x(rng, *((67, c) if tb else (c, 67)))
+        return a, b, {"ta": ta, "tb": tb, **{name: f(rng, n) for name, f in options.items()}}
+
+    return make
+
+
+def attention(*, vjp=False, segments=False, starts=False, bias=False, **options):
+    """q:(n, 45, 4, 24) k, v:(n, c, 2, 24); the vjp's first argument is dout, its last two are the forward's outputs."""
+    def make(rng, n, c):
+        q, k, v, more = x(rng, n, 45, 4, 24), x(rng, n, c, 2, 24), x(rng, n, c, 2, 24), dict(options)
+        if segments:
+            more["segments"] = tuple(np.sort(rng.integers(0, 3, (n, t)), axis=1).astype(np.int32) for t in (45, c))
+        if starts:
+            more["starts"] = rng.integers(0, max(c, 1), n)
+        if bias:
+            more["bias"] = x(rng, 1, 4, 45, c)
+        if not vjp:
+            return q, k, v, more
+        out, lse = reference.attention(*(a.astype(np.float64) for a in (q, k, v)), **more)
+        return x(rng, *out.shape), q, k, v, out.astype(np.float32), lse.astype(np.float32), {**more, "need_bias": bias}
+
+    return make
+
+
+MASKS = ({}, {"causal": False, "segments": True}, {"window": 50, "starts": True}, {"bias": True, "causal": False})
+SHAPED = [
+    *(Case("matmul", product(ta, tb), () if ta else (0,), rtol=2e-6) for ta in (False, True) for tb in (False, True)),
+    Case("matmul", product(tb=True, bias=lambda r, n: x(r, 67), act=lambda r, n: "gelu"), (0,), (0, 1), rtol=2e-6),
+    *(Case("attention", attention(**mask), (0, 1, 2), (0, 1), rtol=2e-6) for mask in MASKS),
+    *(Case("attention_vjp", attention(vjp=True, **mask), (0, 1, 2, 3, 4, 5), (0, 1, 2), rtol=5e-6) for mask in MASKS),
+    *(Case("rope", lambda r, n, c: (x(r, n, 30, 3, 26), x(r, 99, 12), x(r, 99, 12), r.integers(0, 99, (n, 30)).astype(np.int32)), (0, 3),
+           kwargs={"interleaved": i}, rtol=1e-6) for i in (False, True)),
 ]

@@ -5,7 +5,7 @@ from pyllm import kernels as K
 from pyllm.autograd.ops.linear import dropout
 from pyllm.autograd.ops.loss import softmax
 from pyllm.autograd.ops.math import matmul, where
-from pyllm.autograd.tensor import op
+from pyllm.autograd.tensor import op, reduced
 from pyllm.kernels.reference import attention_mask
 
 
@@ -17,7 +17,7 @@ def attention(q, k, v, bias=None, *, causal=True, window=0, segments=None, start
     queries and keys: 0 is padding, equal numbers see each other. window: exactly that many keys, the query's own included. starts:(B,)
     int64: the key index of each row's first query (default Tk - Tq). A query that sees nothing gives 0. Vaswani et al. 2017.
     """
-    options = dict(causal=causal, window=window, segments=_pair(segments), starts=starts, bias=bias, scale=scale)
+    options = dict(causal=causal, window=window, segments=_pair(segments), starts=starts, bias=bias, scale=scale, reduced=reduced())
     out, lse = K.attention(q, k, v, **options)
 
     def vjp(dy, need):
@@ -31,7 +31,7 @@ def attention_packed(qkv, *, heads, kv_heads, causal=True, window=0, segments=No
     """Self-attention over a fused projection     qkv:(B, T, (heads + 2 kv_heads) D) -> (B, T, heads D); see attention."""
     b, t, width = qkv.shape
     d = width // (heads + 2 * kv_heads)
-    options = dict(causal=causal, window=window, segments=_pair(segments), scale=scale)
+    options = dict(causal=causal, window=window, segments=_pair(segments), scale=scale, reduced=reduced())
     views = split_heads(qkv, heads, kv_heads)
     out, lse = K.attention(*views, **options)
 

@@ -10,31 +10,40 @@ def linear(x, w, b=None, residual=None, *, activation=None):
     """y = activation(x @ w.T + b) + residual     x:(..., I) w:(O, I) b:(O,) residual:(..., O) -> (..., O)
 
     activation: None, gelu_tanh, gelu, silu or relu. All of it is one kernel; only what goes into the activation is kept.
+    w may be Packed: x is then taken in its precision (the gradient counts that rounding as the identity), and w itself is frozen.
     """
     if x.shape[-1] != w.shape[1]:
         raise ValueError(f"linear: x {x.shape} has {x.shape[-1]} channels, w {w.shape} expects {w.shape[1]}")
     rows, shape = x.reshape(-1, x.shape[-1]), (*x.shape[:-1], w.shape[0])
     half = reduced()
-    y = K.matmul(rows, w, tb=True, bias=b, act=activation, residual=None if residual is None else residual.reshape(-1, w.shape[0]),
-                 reduced=half)
+    y = K.linear(rows, w, bias=b, act=activation, residual=None if residual is None else residual.reshape(-1, w.shape[0]), reduced=half)
     y, z = y if activation else (y, None)
 
     def vjp(dy, need):
         dz = dy.reshape(-1, w.shape[0])
         if activation:
             dz = K.activation_vjp(dz, z, activation)
-        dx = K.matmul(dz, w, reduced=half).reshape(x.shape) if need[0] else None
-        dw = K.matmul(dz, rows, ta=True, reduced=half) if need[1] else None
+        dx = _product(K.linear_vjp, dz, w, x.shape, reduced=half) if need[0] else None
+        dw = _product(K.matmul, dz, rows, w.shape, ta=True, reduced=half) if need[1] else None
         db = K.column_sum(dz) if len(need) > 2 and need[2] else None
         return (dx, dw, db, dy)[: len(need)]
 
     return y.reshape(shape), vjp
 
 
+def _product(kernel, a, b, shape, **options):
+    """-> a gradient of `shape` that adds itself (see autograd.tensor._send): the product kernel(a, b), made where its sum stands."""
+    def add_to(into):
+        out = None if into is None else into.reshape(-1, shape[-1])
+        return kernel(a, b, out=out, accumulate=into is not None, **options).reshape(shape)
+
+    return add_to
+
+
 @op
 def embedding(w, ids):
-    """w:(V, C) ids:(...) integers in 0..V-1 -> (..., C)."""
-    return K.embedding(w, ids), lambda dy, need: (K.embedding_vjp(dy, ids, len(w)), None)
+    """w:(V, C), may be Packed, ids:(...) integers in 0..V-1 -> (..., C)."""
+    return K.embedding(w, ids), lambda dy, need: (lambda into: K.embedding_vjp(dy, ids, len(w), out=into), None)
 
 
 @op

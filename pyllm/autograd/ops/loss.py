@@ -28,7 +28,7 @@ def cross_entropy(logits, targets, *, label_smoothing=0.0, z_loss=0.0):
 
 @op
 def linear_cross_entropy(x, w, b, targets, *, label_smoothing=0.0, z_loss=0.0):
-    """Language-model head and loss in one     x:(..., C) w:(V, C) b:(V,) or None, targets:(...) int32 -> ()
+    """Language-model head and loss in one     x:(..., C) w:(V, C), may be Packed, b:(V,) or None, targets:(...) int32 -> ()
 
     The sum over targets >= 0 of (1 - s) * -log p(target) + s * mean over V of -log p + z_loss * logsumexp^2, in float64.
     Never holds the (B * T, V) logits; the gradients are made in the same sweep.
