@@ -1,10 +1,16 @@
-"""GPT-2: learned positions, pre-norm blocks, gelu (Radford et al. 2019)."""
+"""GPT-2: learned positions or, from scratch, any others; pre-norm blocks, gelu (Radford et al. 2019)."""
 from dataclasses import dataclass, field
 
-from pyllm.autograd import Rng, ops
+import numpy as np
+
+from pyllm.autograd import Rng, Tensor, ops
 from pyllm.errors import ConfigError
 from pyllm.models.base import CausalLM, Config, Trunk
-from pyllm.nn import ACTIVATIONS, Embedding, LayerNorm, Linear, Module, add_projection, attend, positions, through
+from pyllm.nn import (ACTIVATIONS, Embedding, LayerNorm, Linear, Module, RelativeBias, RotaryTable, add_projection, alibi, attend,
+                      positions, sinusoids, split, through)
+
+# How a token knows where it stands: vectors added to the embeddings (learned, sinusoidal), rotations (rope), biases of scores (alibi, t5)
+POSITIONS = ("learned", "sinusoidal", "rope", "alibi", "t5")
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class GPT2Config(Config):
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
     tie_word_embeddings: bool = True
+    position: str = "learned"  # or one of POSITIONS; not a key of the checkpoint's library, which knows the learned ones alone
     bias: bool = True  # of every linear layer and layer norm; False as in nanoGPT
     extra: dict = field(default_factory=dict)
 
@@ -38,27 +45,34 @@ class GPT2Config(Config):
         if self.n_embd % self.n_head:
             raise ConfigError(f"gpt2 config: n_embd={self.n_embd} is not a multiple of n_head={self.n_head}")
         self.check_activation("activation_function")
+        if self.position not in POSITIONS:
+            raise ConfigError(f"gpt2 config: position={self.position!r}; expected one of {', '.join(POSITIONS)}")
+        if self.position == "rope" and self.n_embd // self.n_head % 2:
+            raise ConfigError(f"gpt2 config: n_embd={self.n_embd} and n_head={self.n_head}: rope wants heads of an even size")
 
     init_std = property(lambda self: self.initializer_range)
 
 
 class Attention(Module):
-    def __init__(self, c, layer):
+    def __init__(self, c, layer, rotary):
         self.c_attn = Linear(c.n_embd, 3 * c.n_embd, c.bias, c.initializer_range)
         self.c_proj = Linear(c.n_embd, c.n_embd, c.bias, c.initializer_range / (2 * c.n_layer) ** 0.5)
-        self.heads, self.layer, self.p = c.n_head, layer, c.attn_pdrop
+        self.heads, self.layer, self.p, self.rotary = c.n_head, layer, c.attn_pdrop, rotary
         self.scale = (c.n_embd // c.n_head) ** -0.5 if c.scale_attn_weights else 1.0
         if c.scale_attn_by_inverse_layer_idx:
             self.scale /= layer + 1
 
-    def __call__(self, x, segments, cache, rng):
+    def __call__(self, x, bias, at, segments, cache, rng):
         """x:(B, T, C) -> (B, T, C), before the output projection."""
         qkv = self.c_attn(x)
-        if cache is None and (rng is None or self.p == 0):
+        if cache is None and bias is None and self.rotary is None and (rng is None or self.p == 0):
             return ops.attention_packed(qkv, heads=self.heads, kv_heads=self.heads, segments=segments, scale=self.scale)
         c, d = x.shape[2], x.shape[2] // self.heads
-        q, k, v = (qkv[:, :, i : i + c].reshape(*x.shape[:2], self.heads, d) for i in (0, c, 2 * c))
-        return attend(q, k, v, segments=segments, cache=cache, layer=self.layer, scale=self.scale, p=self.p, rng=rng)
+        q, k, v = (split(qkv[:, :, i : i + c], d) for i in (0, c, 2 * c))
+        if self.rotary is not None:
+            cos, sin = self.rotary(at.max())
+            q, k = (ops.rope(y, cos=cos, sin=sin, positions=at) for y in (q, k))
+        return attend(q, k, v, bias, segments=segments, cache=cache, layer=self.layer, scale=self.scale, p=self.p, rng=rng)
 
 
 class MLP(Module):
@@ -70,15 +84,15 @@ class MLP(Module):
 
 
 class Block(Module):
-    def __init__(self, c, layer):
+    def __init__(self, c, layer, rotary):
         self.ln_1 = LayerNorm(c.n_embd, c.layer_norm_epsilon, c.bias)
-        self.attn = Attention(c, layer)
+        self.attn = Attention(c, layer, rotary)
         self.ln_2 = LayerNorm(c.n_embd, c.layer_norm_epsilon, c.bias)
         self.mlp = MLP(c)
         self.p = c.resid_pdrop
 
-    def __call__(self, x, segments, cache, rng):
-        heads = self.attn(self.ln_1(x), segments, cache, rng and rng.fold(2))
+    def __call__(self, x, bias=None, *, at, segments, cache, rng):
+        heads = self.attn(self.ln_1(x), bias, at, segments, cache, rng and rng.fold(2))
         x = add_projection(self.attn.c_proj, heads, x, self.p, rng and rng.fold(0))
         return add_projection(self.mlp.c_proj, self.mlp.c_fc(self.ln_2(x), activation=self.mlp.activation), x, self.p, rng and rng.fold(1))
 
@@ -94,8 +108,11 @@ class Body(Trunk):
     def __init__(self, c, checkpointing=False):
         self.config, self.checkpointing = c, checkpointing
         self.wte = Embedding(c.vocab_size, c.n_embd, c.initializer_range)
-        self.wpe = Embedding(c.n_positions, c.n_embd, c.initializer_range)
-        self.h = [Block(c, i) for i in range(c.n_layer)]
+        self.wpe = Embedding(c.n_positions, c.n_embd, c.initializer_range) if c.position == "learned" else None
+        self.relative_attention_bias = RelativeBias(c.n_head, False, std=c.initializer_range) if c.position == "t5" else None
+        rotary = RotaryTable(c.n_embd // c.n_head) if c.position == "rope" else None
+        self.sinusoids = sinusoids(c.n_positions, c.n_embd) if c.position == "sinusoidal" else None
+        self.h = [Block(c, i, rotary) for i in range(c.n_layer)]
         self.ln_f = LayerNorm(c.n_embd, c.layer_norm_epsilon, c.bias)
 
     def embedding(self):
@@ -103,10 +120,19 @@ class Body(Trunk):
 
     def __call__(self, tokens, segments=None, cache=None, rng: Rng | None = None):
         tokens, segments = self.check(tokens, segments, cache)
-        c = self.config
-        x = self.wte(tokens) + self.wpe(positions(tokens, segments, cache, limit=c.n_positions))
+        c, at = self.config, positions(tokens, segments, cache, limit=self.config.n_positions)
+        x = self.wte(tokens)
+        if c.position == "learned":
+            x = x + self.wpe(at)
+        if c.position == "sinusoidal":
+            x = x + Tensor(self.sinusoids[at])
+        bias, t, starts = (), tokens.shape[1], np.zeros(1, int) if cache is None else cache.lengths
+        if c.position == "alibi":
+            bias = (Tensor(alibi(c.n_head, t, int(starts.max()) + t, starts)),)
+        if c.position == "t5":
+            bias = (self.relative_attention_bias(t, int(starts.max()) + t, starts),)
         x = ops.dropout(x, c.embd_pdrop, rng and rng.fold(c.n_layer))
-        return self.ln_f(through(self.h, x, checkpointing=self.checkpointing, rng=rng, segments=segments, cache=cache))
+        return self.ln_f(through(self.h, x, *bias, checkpointing=self.checkpointing, rng=rng, at=at, segments=segments, cache=cache))
 
 
 class GPT2(CausalLM):

@@ -7,8 +7,7 @@ from pyllm.autograd import Rng, ops
 from pyllm.errors import ConfigError
 from pyllm.models.base import Config, Count
 from pyllm.models.seq2seq import EncoderDecoder
-from pyllm.nn import (Embedding, Linear, Module, RMSNorm, add_projection, attend, normal, parameter, relative_buckets, split,
-                      through)
+from pyllm.nn import Embedding, Linear, Module, RelativeBias, RMSNorm, add_projection, attend, split, through
 
 KINDS = {"relu": ("relu", False), "gated-gelu": ("gelu_tanh", True), "gated-silu": ("silu", True), "gelu": ("gelu", False),
          "gated-relu": ("relu", True)}  # feed_forward_proj -> activation, gated
@@ -65,23 +64,6 @@ class T5Config(Config):
     start_id = property(lambda self: self.decoder_start_token_id if self.decoder_start_token_id is not None else self.pad_token_id or 0)
 
 
-class RelativeBias(Module):
-    """weight:(buckets, H), added to the scores of all layers: one number for each head and bucket of distances."""
-
-    def __init__(self, c, bidirectional):
-        self.weight = parameter(c.relative_attention_num_buckets, c.num_heads)
-        self.farthest, self.bidirectional, self.std = c.relative_attention_max_distance, bidirectional, c.initializer_factor * c.d_model**-0.5
-
-    def reset(self, rng):
-        normal(self.weight, rng, self.std)
-
-    def __call__(self, queries, keys, starts):
-        """starts:(S,) key index of the first query -> Tensor (S, H, queries, keys)."""
-        distance = np.arange(keys) - (np.asarray(starts)[:, None, None] + np.arange(queries)[None, :, None])
-        buckets = relative_buckets(distance, self.bidirectional, len(self.weight), self.farthest)
-        return ops.embedding(self.weight, buckets).transpose(0, 3, 1, 2)
-
-
 class Attention(Module):
     """Heads over x itself, or over the encoder's memory. bias: the first layer's table for all, or None."""
 
@@ -102,9 +84,14 @@ class Attention(Module):
         return attend(split(self.q(x), self.head_size), *keys, bias, scale=1.0, layer=self.layer, p=self.p, rng=rng, **options)
 
 
+def _bias(c, bidirectional):
+    return RelativeBias(c.num_heads, bidirectional, c.relative_attention_num_buckets, c.relative_attention_max_distance,
+                        c.initializer_factor * c.d_model**-0.5)
+
+
 class SelfAttention(Module):
     def __init__(self, c, layer, causal):
-        self.SelfAttention = Attention(c, layer, RelativeBias(c, not causal) if layer == 0 else None)
+        self.SelfAttention = Attention(c, layer, _bias(c, not causal) if layer == 0 else None)
         self.layer_norm = RMSNorm(c.d_model, c.layer_norm_epsilon)
         self.causal, self.p = causal, c.dropout_rate
 

@@ -1,7 +1,8 @@
 """What the families' attentions and blocks share: heads, caches, grouped rotary attention, residual branches, checkpointing."""
 from pyllm.autograd import checkpoint, ops
 from pyllm.nn.layers import Linear
-from pyllm.nn.module import Module
+from pyllm.nn.module import Module, normal, parameter
+from pyllm.nn.positions import distances, relative_buckets
 
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu", "silu": "silu", "swish": "silu"}
 
@@ -43,6 +44,22 @@ def through(layers, x, *tensors, checkpointing, rng, **options):
 
         x = checkpoint(call, x, *tensors) if checkpointing else call(x, *tensors)
     return x
+
+
+class RelativeBias(Module):
+    """weight:(buckets, H), added to the scores: a number for each head and bucket of distances. Raffel et al. 2020."""
+
+    def __init__(self, heads, bidirectional, buckets=32, farthest=128, std=0.02):
+        self.weight = parameter(buckets, heads)
+        self.bidirectional, self.farthest, self.std = bidirectional, farthest, std
+
+    def reset(self, rng):
+        normal(self.weight, rng, self.std)
+
+    def __call__(self, queries, keys, starts):
+        """starts:(S,) key index of the first query -> Tensor (S, H, queries, keys)."""
+        buckets = relative_buckets(distances(queries, keys, starts), self.bidirectional, len(self.weight), self.farthest)
+        return ops.embedding(self.weight, buckets).transpose(0, 3, 1, 2)
 
 
 class RotaryAttention(Module):

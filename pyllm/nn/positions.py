@@ -23,6 +23,11 @@ def positions(tokens, segments=None, cache=None, limit=None):
     return np.ascontiguousarray(at, np.int32)
 
 
+def distances(queries, keys, starts):
+    """starts:(S,) key index of the first query -> (S, queries, keys): key index - query index."""
+    return np.arange(keys) - (np.asarray(starts)[:, None, None] + np.arange(queries)[None, :, None])
+
+
 def relative_buckets(distance, bidirectional, buckets=32, farthest=128):
     """distance: key index - query index, any shape -> int32 bucket numbers. Raffel et al. 2020, section 2.1.
 
@@ -50,6 +55,11 @@ def alibi_slopes(heads):
     slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
     slopes += [2 ** (-4 * (2 * i + 1) / power) for i in range(heads - power)]
     return np.array(slopes, np.float32)
+
+
+def alibi(heads, queries, keys, starts):
+    """starts:(S,) key index of the first query -> (S, H, queries, keys) float32: what is added to the scores of keys further back."""
+    return alibi_slopes(heads)[:, None, None] * np.minimum(distances(queries, keys, starts), 0)[:, None].astype(np.float32)
 
 
 def sinusoids(rows, channels):

@@ -93,6 +93,8 @@ WRONG = [
     (GPT2Config, dict(layer_norm_epsilon=float("nan")), "layer_norm_epsilon=nan"),
     (GPT2Config, dict(initializer_range=float("inf")), "initializer_range=inf"),
     (GPT2Config, dict(bias=1), "bias=1; expected true or false"),
+    (GPT2Config, dict(position="absolute"), "position='absolute'; expected one of learned, sinusoidal, rope, alibi, t5"),
+    (GPT2Config, dict(position="rope", n_embd=15, n_head=3), "rope wants heads of an even size"),
     (GPT2Config, dict(activation_function="gelo"), "activation_function='gelo'; expected one of"),
     (GPT2Config, dict(activation_function=None), "activation_function=None"),
     (LlamaConfig, dict(num_attention_heads=4, num_key_value_heads=3), "num_attention_heads=4 is not a multiple of num_key_value_heads=3"),

@@ -56,7 +56,8 @@ def loss_and_gradients(model, batch, rng=None):
 GPT2S = st.fixed_dictionaries(dict(
     model_type=st.just("gpt2"), vocab_size=st.integers(1, 70), n_positions=st.just(CONTEXT), n_layer=st.integers(1, 3),
     activation_function=st.sampled_from(["gelu_new", "gelu", "relu", "silu"]), bias=st.booleans(), tie_word_embeddings=st.booleans(),
-    n_inner=st.sampled_from([None, 1, 7, 32]), scale_attn_weights=st.booleans(), scale_attn_by_inverse_layer_idx=st.booleans(),
+    n_inner=st.sampled_from([None, 1, 7, 32]), position=st.sampled_from(["learned", "sinusoidal", "rope", "alibi", "t5"]),
+    scale_attn_weights=st.booleans(), scale_attn_by_inverse_layer_idx=st.booleans(),
     initializer_range=st.just(0.2), shape=st.sampled_from([(1, 1), (3, 1), (1, 8), (5, 5), (4, 2), (2, 17), (3, 11)])))
 LLAMAS = st.fixed_dictionaries(dict(
     model_type=st.sampled_from([f for f in SMALL if f != "gpt2"]), vocab_size=st.integers(1, 70), max_position_embeddings=st.just(CONTEXT),
@@ -76,7 +77,7 @@ def any_model(values):
     values = {key: value for key, value in values.items() if key in known}
     shape = values.pop("shape")
     if values["model_type"] == "gpt2":
-        values |= dict(n_head=shape[0], n_embd=shape[0] * shape[1])
+        values |= dict(n_head=shape[0], n_embd=shape[0] * shape[1] * (1 + (values["position"] == "rope")))
     else:
         heads, kv, head_dim = shape
         values |= dict(num_attention_heads=heads, num_key_value_heads=kv, head_dim=head_dim,
@@ -194,6 +195,34 @@ def test_ragged_decoding_equals_the_full_forward(family, lengths, steps):
             here = np.array([[text[row, n + step]] for row, n in enumerate(lengths)], np.int32)
             last = model(here, cache=cache).data[:, 0]
             cache.advance(np.ones(rows, int))
+
+
+@pytest.mark.parametrize("position", ["sinusoidal", "rope", "alibi", "t5"])
+def test_positions_of_ones_own_choice(position):
+    """Padding, packing, ragged rows of a cache, checkpointing, as with the learned ones; and the order of the tokens matters."""
+    model = make("gpt2", n_head=2, position=position)
+    assert not any("wpe" in name for name, _ in model.named_parameters())
+    tokens = ids(2, 6)
+    plain = model(tokens).data
+    got = model(np.pad(tokens, ((0, 0), (3, 2))), np.pad(np.ones_like(tokens), ((0, 0), (3, 2)))).data[:, 3:9]
+    close(got, plain)
+    packed = model(tokens.reshape(1, 12), np.repeat([[1, 2]], 6, axis=1).astype(np.int32)).data
+    close(packed.reshape(plain.shape), plain)
+    assert np.abs(model(tokens[:, [1, 0, 2, 3, 4, 5]]).data[:, -1] - plain[:, -1]).max() > 1e-4
+    with no_grad():
+        cache = Cache(2, capacity=1)
+        model(tokens[:, :4], cache=cache)
+        cache.advance(np.array([4, 2]))
+        rest = model(np.stack([tokens[0, 4:6], tokens[1, 2:4]]), cache=cache).data
+    close(rest[0], plain[0, 4:6])
+    close(rest[1], plain[1, 2:4])
+    batch = Batch(tokens, ids(2, 6, seed=1))
+    one = loss_and_gradients(model, batch, Rng(3))
+    model.checkpointing = True
+    two = loss_and_gradients(model, batch, Rng(3))
+    assert one[0] == two[0] and one[1].keys() == two[1].keys() == dict(model.named_parameters()).keys()
+    for name, g in one[1].items():
+        close(two[1][name], g)
 
 
 @pytest.mark.parametrize("window", [1, 2, 5])
