@@ -6,6 +6,7 @@ from pyllm.autograd.ops.linear import dropout
 from pyllm.autograd.ops.loss import softmax
 from pyllm.autograd.ops.math import matmul, where
 from pyllm.autograd.tensor import op, reduced
+from pyllm.kernels.reference import attention_mask
 
 
 @op
@@ -59,7 +60,7 @@ def attention_with_dropout(q, k, v, bias=None, *, p, rng, causal=True, window=0,
     Made of operations that hold (B, H, Tq, Tk): for training at such a dropout, at the price of time and memory.
     """
     (b, tq, h, d), (tk, hkv) = q.shape, k.shape[1:3]
-    mask = K.attention_mask(q, k, causal, window, _pair(segments), None)[:, None]
+    mask = attention_mask(q, k, causal, window, _pair(segments), None)[:, None]
     grouped = q.reshape(b, tq, hkv, h // hkv, d).transpose(0, 2, 3, 1, 4).reshape(b, hkv, h // hkv * tq, d)
     scores = matmul(grouped, k.transpose(0, 2, 3, 1)).reshape(b, h, tq, tk) * (d**-0.5 if scale is None else scale)
     scores = where(scores if bias is None else scores + bias, np.array(-np.inf, q.dtype), condition=mask)
