@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 _PUBLIC = {  # name -> where it lives: a module, or module:attribute
     "load": "pyllm.folders:load", "save": "pyllm.folders:save", "build": "pyllm.folders:build",
     "generate": "pyllm.generation:generate", "stream": "pyllm.generation:stream",
-    "train": "pyllm.training:train", "quantize": "pyllm.nn:quantize",
+    "embed": "pyllm.embedding:embed", "train": "pyllm.training:train", "quantize": "pyllm.nn:quantize",
     "Tensor": "pyllm.autograd:Tensor", "no_grad": "pyllm.autograd:no_grad", "precision": "pyllm.autograd:precision",
     "check_vjp": "pyllm.autograd:check_vjp",
     "checkpoint": "pyllm.autograd:checkpoint", "Rng": "pyllm.autograd:Rng",

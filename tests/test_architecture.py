@@ -27,7 +27,7 @@ LAYERS = [
     {"autograd", "text", "data"},
     {"nn"},
     {"models"},
-    {"folders", "objectives", "generation", "peft"},
+    {"folders", "embedding", "objectives", "generation", "peft"},
     {"training", "evaluate"},
     {"align"},
     {"cli"},

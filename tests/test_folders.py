@@ -8,10 +8,17 @@ import pyllm
 from pyllm.errors import ConfigError, FormatError
 from pyllm.folders import build, checkpoint_tensors, load_weights
 from pyllm.io import safetensors
+from pyllm.models import FAMILIES, HEADS
+from pyllm.models.seq2seq import EncoderDecoder
 
 GPT2 = dict(model_type="gpt2", vocab_size=300, n_positions=16, n_embd=8, n_layer=2, n_head=2, resid_pdrop=0.1)
 LLAMA = dict(model_type="llama", vocab_size=300, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2,
              num_key_value_heads=1, max_position_embeddings=16)
+BERT = dict(model_type="bert", vocab_size=300, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2,
+            max_position_embeddings=16)
+T5 = dict(model_type="t5", vocab_size=300, d_model=8, d_kv=4, d_ff=12, num_layers=1, num_heads=2)
+BART = dict(model_type="bart", vocab_size=300, d_model=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+            decoder_attention_heads=2, encoder_ffn_dim=12, decoder_ffn_dim=12, max_position_embeddings=16)
 CONFIGS = [GPT2, {**GPT2, "tie_word_embeddings": False}, {**GPT2, "bias": False}, LLAMA, {**LLAMA, "tie_word_embeddings": True}]
 TOKENS = np.arange(12, dtype=np.int32).reshape(2, 6)
 
@@ -122,7 +129,7 @@ def test_a_name_with_and_without_prefix_is_twice(model):
     tensors = {n: np.array(a) for n, a in checkpoint_tensors(model).items()}
     first = next(n for n in tensors if n.startswith(model.PREFIX))
     tensors[first.removeprefix(model.PREFIX)] = tensors[first]
-    with pytest.raises(FormatError, match="twice"):
+    with pytest.raises(FormatError, match="are the same weight: it stands there twice"):
         load_weights(model, tensors)
 
 
@@ -156,3 +163,111 @@ def test_a_failed_save_leaves_the_old_folder(model, tmp_path):
         pyllm.save(other, Broken(), tmp_path / "m")
     same(model, pyllm.load(tmp_path / "m")[0])
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+# ---- every family, every head ------------------------------------------------------------------------------------------
+
+
+EVERY = [GPT2, LLAMA, *({**LLAMA, "model_type": kind} for kind in ("mistral", "qwen2")),
+         *({**LLAMA, "model_type": kind, "head_dim": 4} for kind in ("qwen3", "gemma3_text")),
+         BERT, {**BERT, "tie_word_embeddings": False}, T5, {**T5, "tie_word_embeddings": False}, BART]
+
+
+def call(model):
+    return model(TOKENS, TOKENS[:, ::-1]) if isinstance(model, EncoderDecoder) else model(TOKENS)
+
+
+def base_of(config):
+    return FAMILIES[config["model_type"]][0].base_architecture.removesuffix("Model")
+
+
+def architectures(config):
+    ends = [] if config["model_type"] in ("t5", "bart") else ["Model", *HEADS]
+    return [build(config).architecture, *(base_of(config) + end for end in ends)]
+
+
+NAMED = [pytest.param(c, name, id=f"{name}-{i}") for i, c in enumerate(EVERY) for name in architectures(c)]
+
+
+@pytest.mark.parametrize("config, name", NAMED)
+def test_architectures_pick_the_head(config, name, tmp_path):
+    model = build({**config, "architectures": [name], "num_labels": 5}, seed=1)
+    assert model.architecture == name
+    out = call(model).data
+    ends = {"Model": (2, 6, 8), "ForValue": (2, 6), "ForSequenceClassification": (2, 5), "ForTokenClassification": (2, 6, 5),
+            "ForQuestionAnswering": (2, 6, 2)}
+    heads = {base_of(config) + end: shape for end, shape in ends.items()}
+    assert out.shape == heads.get(name, (2, 6, 300))
+    pyllm.save(model, None, tmp_path / "m")
+    again, _ = pyllm.load(tmp_path / "m")
+    assert type(again) is type(model) and again.architecture == name and np.array_equal(call(again).data, out)
+
+
+def test_unknown_architectures_name_the_known_ones():
+    with pytest.raises(ConfigError, match="'BertForMultipleChoice'; expected for bert one of BertForMaskedLM, .*BertForTokenCl"):
+        build({**BERT, "architectures": ["BertForMultipleChoice"]})
+    with pytest.raises(ConfigError, match="architectures='T5ForTokenClassification'; expected for t5 one of T5ForConditionalGeneration"):
+        build({**T5, "architectures": ["T5ForTokenClassification"]})
+    with pytest.raises(ConfigError, match="expected a list of names"):
+        build({**BERT, "architectures": "BertModel"})
+
+
+def test_names_of_older_bert_files():
+    """gamma and beta, a prefix where the model has none, buffers, the heads of pretraining: all are told in the report."""
+    model = build({**BERT, "architectures": ["BertModel"]}, seed=2)
+    tensors = {f"bert.{n}".replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): a
+               for n, a in checkpoint_tensors(model).items()} | {"bert.embeddings.position_ids": np.arange(16)[None]}
+    again = build({**BERT, "architectures": ["BertModel"]})
+    report = {name: (dtype, kind) for name, dtype, _, kind in load_weights(again, tensors)}
+    assert report["bert.embeddings.position_ids"] == ("I64", "ignored") and report["bert.embeddings.LayerNorm.gamma"] == ("F32", "loaded")
+    assert np.array_equal(again(TOKENS).data, model(TOKENS).data)
+    language = build({**BERT, "architectures": ["BertForPreTraining"]}, seed=2)
+    tensors = checkpoint_tensors(language) | {"cls.seq_relationship.weight": np.zeros((2, 8)), "bert.pooler.dense.bias": np.zeros(8),
+                                              "cls.predictions.decoder.weight": language.head_weight().data}
+    kinds = {name: kind for name, _, _, kind in load_weights(build(BERT), tensors)}
+    assert kinds["cls.seq_relationship.weight"] == kinds["bert.pooler.dense.bias"] == "ignored"
+    assert kinds["cls.predictions.decoder.weight"] == "a copy of bert.embeddings.word_embeddings.weight"
+
+
+@pytest.mark.parametrize("config", [GPT2, {**LLAMA, "tie_word_embeddings": True}, BERT, T5, BART], ids=lambda c: c["model_type"])
+def test_copies_of_tied_weights(config):
+    """A copy may stand in for the weight, must be equal beside it, and is never loaded where config.json unties them."""
+    model = build(config, seed=1)
+    tensors = checkpoint_tensors(model)
+    for alias, name in model.aliases().items():
+        load_weights(build(config), {**tensors, alias: tensors[name]})
+        instead = {(alias if n == name else n): a for n, a in tensors.items()}
+        again = build(config)
+        load_weights(again, instead)
+        assert np.array_equal(again.state()[name], tensors[name])
+        with pytest.raises(FormatError, match=f"{alias} differs from {name}, of which config.json makes it a copy"):
+            load_weights(build(config), {**tensors, alias: tensors[name] + 1})
+
+
+def test_files_of_bart_without_a_head():
+    model = build(BART, seed=1)
+    tensors = {n.removeprefix("model."): a for n, a in checkpoint_tensors(model).items() if n != "final_logits_bias"}
+    again = build({**BART, "architectures": ["BartModel"]})
+    load_weights(again, tensors)
+    assert np.array_equal(call(again).data, call(model).data)
+
+
+def test_weights_of_another_kind_are_named():
+    model = build(GPT2, seed=0)
+    tensors = {n: a.astype(np.int64) if n.endswith("ln_f.bias") else a for n, a in checkpoint_tensors(model).items()}
+    with pytest.raises(FormatError, match="transformer.ln_f.bias: dtype I64, expected one of F32, F16"):
+        load_weights(model, tensors)
+
+
+def test_shards(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("pyllm.folders.SHARD", 3000)
+    pyllm.save(model, None, tmp_path / "m")
+    names = sorted(p.name for p in (tmp_path / "m").glob("*.safetensors"))
+    assert len(names) > 2 and names[0] == f"model-00001-of-{len(names):05}.safetensors"
+    index = json.loads((tmp_path / "m" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(a.nbytes for a in model.state().values())
+    same(model, pyllm.load(tmp_path / "m")[0])
+    index["weight_map"][next(iter(index["weight_map"]))] = "../m/model.safetensors"
+    (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(FormatError, match="expected the plain name of a file in this folder"):
+        pyllm.load(tmp_path / "m")

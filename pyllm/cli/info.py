@@ -7,18 +7,34 @@ EXTRAS = {"cli": ("tqdm",), "plot": ("matplotlib",), "test": ("pytest", "hypothe
 def add_arguments(parser):
     parser.add_argument("model", nargs="?", metavar="MODEL", help="a model folder or a run folder")
     parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--explain", action="store_true", help="also load the weights and say what became of every tensor of the files")
 
 
 def run(args):
     facts = model_facts(args.model) if args.model else machine_facts()
+    report = load_report(args.model) if args.model and args.explain else []
     if args.json:
         import json
 
-        print(json.dumps(facts, indent=2))
-    else:
-        for key, value in facts.items():
-            print(f"{key.replace('_', ' '):<18} {', '.join(map(str, value)) if isinstance(value, list) else value}")
+        print(json.dumps({**facts, "report": report} if report else facts, indent=2))
+        return 0
+    for key, value in facts.items():
+        print(f"{key.replace('_', ' '):<18} {', '.join(map(str, value)) if isinstance(value, list) else value}")
+    width = max((len(name) for name, *_ in report), default=0)
+    for name, dtype, shape, kind in report:
+        print(f"{name:<{width}}  {dtype:<4}  {' x '.join(map(str, shape)):<16}  {kind}")
     return 0
+
+
+def load_report(path):
+    """-> [(tensor of the files, dtype, shape, what became of it)]; FormatError names all that does not fit."""
+    from pyllm.cli.generate import model_folder
+    from pyllm.folders import build, load_weights
+    from pyllm.io.files import read_json
+    from pyllm.io.safetensors import read_shards
+
+    folder = model_folder(path)
+    return load_weights(build(read_json(folder / "config.json")), read_shards(folder), str(folder))
 
 
 def machine_facts():
@@ -60,9 +76,10 @@ def model_facts(path):
     model = build(read_json(folder / "config.json"))
     tensors = read_shards(folder)
     dtypes = sorted({str(t.dtype if t.dtype.names is None else t.dtype.names[0]) for t in tensors.values()})
-    facts = {"folder": str(folder), "family": model.config.model_type, "parameters": model.num_parameters(),
+    facts = {"folder": str(folder), "family": model.config.model_type, "architecture": model.architecture,
+             "parameters": model.num_parameters(),
              "context": model.config.size("context"), "layers": model.config.size("layers"), "heads": model.config.size("heads"),
-             "width": model.config.size("width"), "vocabulary": model.config.vocab_size, "tied_head": model.lm_head is None,
+             "width": model.config.size("width"), "vocabulary": model.config.vocab_size, "tied_head": model.config.tie_word_embeddings,
              "tensors": len(tensors), "dtypes": dtypes,
              "bytes": sum(t.nbytes for t in tensors.values())}
     if (folder / "tokenizer.json").is_file():

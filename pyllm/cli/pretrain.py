@@ -202,11 +202,13 @@ def build_model(config, vocab_size):
     from pyllm import folders
     from pyllm.errors import ConfigError, suggest
     from pyllm.models import FAMILIES
+    from pyllm.models.base import CausalLM
 
     sizes = dict(config.model)
     family = sizes.pop("family")
-    if family not in FAMILIES:
-        raise ConfigError(f"model.family={family!r}; expected one of {', '.join(FAMILIES)}.{suggest(family, FAMILIES)}")
+    causal = [name for name, (_, model) in FAMILIES.items() if issubclass(model, CausalLM)]  # that predict the next token
+    if family not in causal:
+        raise ConfigError(f"model.family={family!r}; expected one of {', '.join(causal)}.{suggest(family, causal)}")
     return folders.build(FAMILIES[family][0].from_sizes({"vocab_size": vocab_size, **sizes}))
 
 

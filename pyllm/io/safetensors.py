@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from pyllm.errors import FormatError
-from pyllm.io.files import parse_json, read_json, write_atomic
+from pyllm.io.files import parse_json, read_json, write_atomic, write_json
 
 BF16 = np.dtype([("bf16", "<u2")])
 F8_E4M3 = np.dtype([("f8_e4m3", "u1")])
@@ -236,6 +236,32 @@ def write(path, tensors, metadata=None):
             yield np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
     write_atomic(path, chunks(), size=8 + len(text) + at)
+
+
+def write_shards(folder, tensors, limit, metadata=None):
+    """Write {name: array} as model.safetensors, or beyond `limit` bytes as numbered files, in the order given, and their index.
+
+    A tensor is never divided: a file holds at least one, however large.
+    """
+    files, sizes = [{}], [0]
+    for name, array in tensors.items():
+        if files[-1] and sizes[-1] + array.nbytes > limit:
+            files.append({})
+            sizes.append(0)
+        files[-1][name] = array
+        sizes[-1] += array.nbytes
+    if len(files) == 1:
+        return write(Path(folder) / "model.safetensors", tensors, metadata)
+    names = [f"model-{i + 1:05}-of-{len(files):05}.safetensors" for i in range(len(files))]
+    for file, part in zip(names, files):
+        write(Path(folder) / file, part, metadata)
+    where = {name: file for file, part in zip(names, files) for name in part}
+    write_json(Path(folder) / "model.safetensors.index.json", {"metadata": {"total_size": sum(sizes)}, "weight_map": where})
+
+
+def dtype_name(dtype):
+    """-> the format's name for a dtype of `read`."""
+    return _NAMES[dtype]
 
 
 def _kind(name, array):

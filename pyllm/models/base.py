@@ -1,19 +1,24 @@
-"""What every causal language model shares: configuration from a dict, checks of the input, logits, the loss's head."""
+"""What every model shares: configuration from a dict, checks of the input; what every language model shares: logits, the loss's head."""
 import dataclasses
 
 import numpy as np
 
 from pyllm.autograd import ops, recording
 from pyllm.errors import ConfigError, suggest
-from pyllm.nn import Module
+from pyllm.nn import ACTIVATIONS, Linear, Module
 
 
 class Config:
     """A frozen dataclass with the keys of the Hugging Face config.json; keys it does not know are kept in `extra`.
 
     ConfigError names every value of the wrong kind or range; a family's own __post_init__ adds what must fit together.
-    SIZES: what every family has, by a common name -> this family's keys for it.
+    architecture: the name of the language model; base_architecture: of the family without a head. SIZES: what every family has, by a
+    common name -> this family's keys for it. FIXED: keys of other variants of the family -> the one value that is computed here; another
+    is refused, never ignored.
     """
+
+    FIXED = {}
+    head_dropout = property(lambda self: self.extra.get("classifier_dropout") or 0.0)  # before the layer of a classifier
 
     def __post_init__(self):
         wrong = [_mismatch(f, getattr(self, f.name)) for f in dataclasses.fields(self)]
@@ -25,6 +30,10 @@ class Config:
         """values: what a config.json holds; `from_sizes` is for configurations that people write."""
         known = {f.name: f for f in dataclasses.fields(cls) if f.name != "extra"}
         unknown = {k: v for k, v in values.items() if k not in known and k not in ("model_type", "architectures")}
+        wrong = [f"{key}={unknown[key]!r}; only {right!r} is supported" for key, right in cls.FIXED.items()
+                 if unknown.get(key) not in (right, None)]
+        if wrong:
+            raise ConfigError(f"{cls.model_type} config: " + ", and ".join(wrong))
         return cls(**{k: v for k, v in values.items() if k in known}, extra=unknown)
 
     @classmethod
@@ -44,17 +53,34 @@ class Config:
         return getattr(self, self.SIZES[name][0])
 
     def to_dict(self):
-        """-> what config.json holds."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "extra"}
+        """-> what config.json holds; not the keys that nobody set, since an explicit null is not the same everywhere."""
+        values = {f.name: value for f in dataclasses.fields(self)
+                  if f.name != "extra" and not (value := getattr(self, f.name)) is f.default is None}
         return {"model_type": self.model_type, "architectures": [self.architecture], **values, **self.extra}
+
+    def labels(self):
+        """-> how many labels a classifier of this configuration tells apart; transformers' 2 where the file does not say."""
+        named = self.extra.get("id2label")
+        return self.extra.get("num_labels", len(named) if isinstance(named, dict) else 2)
+
+    def check_activation(self, key):
+        """ConfigError unless the value of `key` is a known activation."""
+        if getattr(self, key) not in ACTIVATIONS:
+            raise ConfigError(f"{self.model_type} config: {key}={getattr(self, key)!r}; expected one of {', '.join(ACTIVATIONS)}")
+
+
+class Count(int):
+    """The type of a field that may be 0."""
 
 
 _KINDS = {  # type of a field -> (what is right, in words)
     bool: (lambda v: type(v) is bool, "true or false"),
     int: (lambda v: type(v) is int and 0 < v < 2**31, "a whole number of at least 1"),
+    Count: (lambda v: type(v) is int and 0 <= v < 2**31, "a whole number of at least 0"),
     float: (lambda v: type(v) in (int, float) and 0 <= v < float("inf"), "a number of at least 0"),
     str: (lambda v: type(v) is str, "a text"),
     dict: (lambda v: type(v) is dict, "a table"),
+    list: (lambda v: type(v) is list, "a list"),
     type(None): (lambda v: v is None, "nothing"),
 }
 
@@ -64,45 +90,154 @@ def _mismatch(field, value):
     kinds = [_KINDS[kind] for kind in getattr(field.type, "__args__", (field.type,))]
     if not any(right(value) for right, _ in kinds):
         return f"{field.name}={value!r}; expected {' or '.join(words for _, words in kinds)}"
-    if field.name.endswith(("pdrop", "dropout")) and value >= 1:
+    if field.name.endswith(("pdrop", "dropout", "dropout_prob", "dropout_rate")) and value is not None and value >= 1:
         return f"{field.name}={value!r}; expected a probability below 1"
     return None
 
 
-class CausalLM(Module):
-    """tokens:(B, T) -> logits Tensor (B, T, V). A family defines `hidden`, `head_weight` and a Config."""
+def check_tokens(name, tokens, vocabulary, segments=None, cache=None):
+    """-> tokens as int32 (B, T), segments as int32 (B, T) or None; ValueError says what is wrong."""
+    tokens = np.asarray(tokens)
+    if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or not tokens.size:
+        raise ValueError(f"{name}: tokens of shape {tokens.shape} and dtype {tokens.dtype}; expected integers (B, T), not empty")
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= vocabulary:
+        bad = low if low < 0 else high
+        where = tuple(int(i) for i in np.argwhere(tokens == bad)[0])
+        raise ValueError(f"{name}: token id {bad} at {where}; expected 0..{vocabulary - 1}. Hint: is this the model's own tokenizer?")
+    if segments is not None:
+        segments = np.ascontiguousarray(segments, np.int32)
+        if segments.shape != tokens.shape:
+            raise ValueError(f"{name}: segments {segments.shape}, expected the shape of tokens {tokens.shape}")
+    if cache is not None:
+        if segments is not None:
+            raise ValueError(f"{name}: segments and a cache exclude each other: the rows of a cache are one document each")
+        if len(cache.lengths) != len(tokens):
+            raise ValueError(f"{name}: a cache of {len(cache.lengths)} rows for tokens {tokens.shape}")
+        if recording():
+            raise ValueError(f"{name}: no gradient flows through a cache. Hint: with no_grad()")
+    return np.ascontiguousarray(tokens, np.int32), segments
 
-    def hidden(self, tokens, segments=None, cache=None, rng=None):
-        """tokens:(B, T) -> Tensor (B, T, C): what the head reads. segments as in ops.attention; rng None: no dropout."""
-        raise NotImplementedError
+
+def edge_token(hidden, segments=None, first=False):
+    """hidden:(B, T, C) -> (B, C) of each row's last (or first) token that is not padding. segments:(B, T), 0 = padding."""
+    b, t, _ = hidden.shape
+    real = np.ones((b, t), bool) if segments is None else np.asarray(segments) > 0
+    if real.shape != (b, t):
+        raise ValueError(f"segments {real.shape}, expected {(b, t)}")
+    at = real.argmax(1) if first else t - 1 - real[:, ::-1].argmax(1)
+    return hidden[np.arange(b), at]
+
+
+class Trunk(Module):
+    """A family without a head; defines `embedding`, the Embedding of its tokens, and a call that gives hidden states (B, T, C).
+
+    PREFIX: its path inside a model with a head; the names in a checkpoint may come with or without it. HEADS: what
+    the heads of models/heads.py are called beside it. TRANSPOSED: endings of the weights that checkpoints hold as (in, out). IGNORED:
+    patterns of tensors that carry no weights. RENAMED: (pattern, replacement) of names that older files use. OPTIONAL:
+    parameters that a file may lack, zeros then. CAUSAL: a position sees no later one.
+    """
+
+    PREFIX, CAUSAL, TRANSPOSED, IGNORED, RENAMED, OPTIONAL = "", True, (), (), (), ()
+    HEADS = {"sequence": "score", "token": "score", "span": "qa_outputs"}
+    architecture = property(lambda self: self.config.base_architecture)
+
+    @classmethod
+    def alone(cls, config):
+        """-> the model that base_architecture is."""
+        return cls(config)
+
+    for_sequences = alone  # what a classifier of sequences is built on
+
+    def aliases(self):
+        """-> {name a checkpoint may hold: the parameter it is a copy of}."""
+        return {}
+
+    def check(self, tokens, segments=None, cache=None):
+        """See check_tokens."""
+        return check_tokens(type(self).__name__, tokens, self.config.vocab_size, segments, cache)
+
+    def pooled(self, hidden, segments):
+        """hidden:(B, T, C) -> (B, C): what a classifier reads, the last token."""
+        return edge_token(hidden, segments)
+
+
+class Headed(Module):
+    """A trunk at its own PREFIX and a head beside it, so that the paths are the names in the checkpoint."""
+
+    def __init__(self, trunk):
+        self.config, self.PREFIX = trunk.config, trunk.PREFIX
+        setattr(self, self.PREFIX[:-1], trunk)
+
+    TRANSPOSED = property(lambda self: self.trunk.TRANSPOSED)
+    IGNORED = property(lambda self: self.trunk.IGNORED)
+    RENAMED = property(lambda self: self.trunk.RENAMED)
+    OPTIONAL = property(lambda self: self.trunk.OPTIONAL)
+
+    @property
+    def trunk(self):
+        return vars(self)[self.PREFIX[:-1]]
+
+    @property
+    def checkpointing(self):
+        """Keep no activations inside a block, compute them twice."""
+        return self.trunk.checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, value):
+        self.trunk.checkpointing = value
+
+    def aliases(self):
+        return {self.PREFIX + alias: self.PREFIX + name for alias, name in self.trunk.aliases().items()}
+
+
+class LanguageModel(Headed):
+    """Hidden states -> logits Tensor (B, T, V): the embedding's own matrix, or `lm_head` where the configuration does not tie them.
+
+    A family's subclass names its trunk. ALSO: further architectures of config.json that are this model.
+    """
+
+    TRUNK, ALSO = Trunk, ()
+    architecture = property(lambda self: self.config.architecture)
+
+    def __init__(self, config, checkpointing=False, head="lm_head"):
+        super().__init__(self.TRUNK(config, checkpointing))
+        self.lm_head = None
+        if head and not config.tie_word_embeddings:
+            self.lm_head = Linear(config.size("width"), config.vocab_size, False, config.init_std)
 
     def head_weight(self):
         """-> Tensor (V, C); the embedding's own where tied."""
-        raise NotImplementedError
+        return self.trunk.embedding().weight if self.lm_head is None else self.lm_head.weight
+
+    def head_bias(self):
+        """-> Tensor (V,), or None."""
+        return None
+
+    def hidden(self, *args, **options):
+        """-> Tensor (B, T, C): what the head reads; arguments as of the call."""
+        return self.trunk(*args, **options)
+
+    def __call__(self, *args, **options):
+        return ops.linear(self.hidden(*args, **options), self.head_weight(), self.head_bias())
+
+    def aliases(self):
+        if self.lm_head is not None:
+            return super().aliases()
+        tied = self.head_weight()
+        return {**super().aliases(), "lm_head.weight": next(n for n, p in self.named_parameters() if p is tied)}
+
+
+class CausalLM(LanguageModel):
+    """tokens:(B, T) -> logits Tensor (B, T, V). ValueError on ids out of range or a row beyond the context."""
+
+    def hidden(self, tokens, segments=None, cache=None, rng=None):
+        """tokens:(B, T) -> Tensor (B, T, C): what the head reads. segments as in ops.attention; rng None: no dropout."""
+        return self.trunk(tokens, segments, cache, rng)
 
     def __call__(self, tokens, segments=None, cache=None, rng=None):
-        """tokens:(B, T) integers -> logits Tensor (B, T, V); ValueError on ids out of range or a row beyond the context."""
         return ops.linear(self.hidden(tokens, segments, cache, rng), self.head_weight())
 
     def check(self, tokens, segments=None, cache=None):
-        """-> tokens as int32 (B, T), segments as int32 (B, T) or None; ValueError says what is wrong."""
-        tokens, name = np.asarray(tokens), type(self).__name__
-        if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or not tokens.size:
-            raise ValueError(f"{name}: tokens of shape {tokens.shape} and dtype {tokens.dtype}; expected integers (B, T), not empty")
-        low, high, v = int(tokens.min()), int(tokens.max()), self.config.vocab_size
-        if low < 0 or high >= v:
-            bad = low if low < 0 else high
-            where = tuple(int(i) for i in np.argwhere(tokens == bad)[0])
-            raise ValueError(f"{name}: token id {bad} at {where}; expected 0..{v - 1}. Hint: is this the model's own tokenizer?")
-        if segments is not None:
-            segments = np.ascontiguousarray(segments, np.int32)
-            if segments.shape != tokens.shape:
-                raise ValueError(f"{name}: segments {segments.shape}, expected the shape of tokens {tokens.shape}")
-        if cache is not None:
-            if segments is not None:
-                raise ValueError(f"{name}: segments and a cache exclude each other: the rows of a cache are one document each")
-            if len(cache.lengths) != len(tokens):
-                raise ValueError(f"{name}: a cache of {len(cache.lengths)} rows for tokens {tokens.shape}")
-            if recording():
-                raise ValueError(f"{name}: no gradient flows through a cache. Hint: with no_grad()")
-        return np.ascontiguousarray(tokens, np.int32), segments
+        """See check_tokens."""
+        return self.trunk.check(tokens, segments, cache)

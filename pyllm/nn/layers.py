@@ -65,3 +65,17 @@ class RMSNorm(Module):
 
     def __call__(self, x):
         return ops.rms_norm(x, self.weight, eps=self.eps)
+
+
+class OffsetRMSNorm(Module):
+    """The same with 1 + weight: what checkpoints of Gemma hold."""
+
+    def __init__(self, channels, eps=1e-6):
+        self.weight = parameter(channels)
+        self.eps = eps
+
+    def reset(self, rng):
+        self.weight.data = np.zeros_like(self.weight.data)
+
+    def __call__(self, x):
+        return ops.rms_norm(x, self.weight + 1, eps=self.eps)

@@ -1,4 +1,6 @@
-"""Where a token stands: position ids from segments or the cache, rotary tables from a configuration."""
+"""Where a token stands: position ids from segments or the cache; what stands in for positions in scores and embeddings."""
+import math
+
 import numpy as np
 
 
@@ -21,17 +23,48 @@ def positions(tokens, segments=None, cache=None, limit=None):
     return np.ascontiguousarray(at, np.int32)
 
 
-class RotaryTable:
-    """cos, sin:(P, R/2) of angles p * theta^(-2i/R), grown as longer positions come. Su et al. 2021."""
+def distances(queries, keys, starts):
+    """starts:(S,) key index of the first query -> (S, queries, keys): key index - query index."""
+    return np.arange(keys) - (np.asarray(starts)[:, None, None] + np.arange(queries)[None, :, None])
 
-    def __init__(self, rotary, theta=10000.0):
-        self.frequencies = theta ** (-np.arange(0, rotary, 2, dtype=np.float64) / rotary)
-        self._tables = None
 
-    def __call__(self, highest):
-        """-> cos, sin with at least `highest` + 1 rows."""
-        if self._tables is None or len(self._tables[0]) <= highest:
-            rows = 1 << max(6, int(highest).bit_length())
-            angles = np.arange(rows, dtype=np.float64)[:, None] * self.frequencies
-            self._tables = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-        return self._tables
+def relative_buckets(distance, bidirectional, buckets=32, farthest=128):
+    """distance: key index - query index, any shape -> int32 bucket numbers. Raffel et al. 2020, section 2.1.
+
+    Half of the buckets are one distance each, the others grow logarithmically up to `farthest`, beyond which all share the last one.
+    bidirectional: the upper half of the numbers is for keys behind the query; else those count as distance 0, and all are for the past.
+    """
+    distance = np.asarray(distance)
+    side = 0
+    if bidirectional:
+        buckets //= 2
+        side = np.where(distance > 0, buckets, 0)
+        distance = np.abs(distance)
+    else:
+        distance = np.maximum(-distance, 0)
+    exact = buckets // 2
+    # in float32, like the models' own: 16, 32, 64 lie on borders between buckets
+    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact)) / np.float32(math.log(farthest / exact))
+    far = np.minimum(exact + (ratio * np.float32(buckets - exact)).astype(np.int32), buckets - 1)
+    return (side + np.where(distance < exact, distance, far)).astype(np.int32)
+
+
+def alibi_slopes(heads):
+    """-> (H,) float32: 2^(-8 i / H) for powers of two, filled up from the next one otherwise. Press et al. 2022."""
+    power = 1 << (heads.bit_length() - 1)
+    slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+    slopes += [2 ** (-4 * (2 * i + 1) / power) for i in range(heads - power)]
+    return np.array(slopes, np.float32)
+
+
+def alibi(heads, queries, keys, starts):
+    """starts:(S,) key index of the first query -> (S, H, queries, keys) float32: what is added to the scores of keys further back."""
+    return alibi_slopes(heads)[:, None, None] * np.minimum(distances(queries, keys, starts), 0)[:, None].astype(np.float32)
+
+
+def sinusoids(rows, channels):
+    """-> (P, C) float32: sines in the even channels, cosines in the odd ones. Vaswani et al. 2017, section 3.5."""
+    angles = np.arange(rows)[:, None] * 10000.0 ** (-np.arange(0, channels, 2) / channels)
+    table = np.empty((rows, channels), np.float32)
+    table[:, 0::2], table[:, 1::2] = np.sin(angles), np.cos(angles[:, : channels // 2])
+    return table

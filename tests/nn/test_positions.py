@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyllm.nn import Cache, RotaryTable, positions
+from pyllm.nn import Cache, RotaryTable, alibi_slopes, positions, relative_buckets, sinusoids
 
 TOKENS = np.zeros((2, 5), np.int32)
 
@@ -46,9 +46,10 @@ def test_rotary_table_grows_without_changing():
     assert len(large[0]) > 5000 and large[0].shape[1] == 3
     for a, b in zip(small, large):
         assert np.array_equal(a, b[: len(a)])
-    at = np.arange(len(large[0]))[:, None] * 100.0 ** (-np.arange(0, 6, 2) / 6)
-    np.testing.assert_allclose(large[0], np.cos(at), atol=1e-6)
-    np.testing.assert_allclose(large[1], np.sin(at), atol=1e-6)
+    at = np.arange(len(large[0]))[:, None] * table.frequencies()[0]
+    np.testing.assert_allclose(table.frequencies()[0], 100.0 ** (-np.arange(0, 6, 2) / 6), rtol=4e-7)
+    np.testing.assert_allclose(large[0], np.cos(at), atol=3e-4)  # an angle of 8191 is rounded to 2.4e-4, as where checkpoints come from
+    np.testing.assert_allclose(large[1], np.sin(at), atol=3e-4)
     assert table(10)[0] is large[0]
 
 
@@ -103,3 +104,32 @@ def test_a_part_of_a_cache_writes_into_it():
     assert keys[1, :5, 0, 0].tolist() == [1, 1, 8, 8, 21] and keys[2, :3, 0, 0].tolist() == [2, 2, 22]
     with pytest.raises(ValueError, match="part with room for 64"):
         part.append(0, np.zeros((2, 80, 1, 1), np.float32), np.zeros((2, 80, 1, 1), np.float32))
+
+
+@given(half=st.sampled_from([2, 4, 16]), farthest=st.sampled_from([20, 128]), distance=st.integers(-400, 400))
+def test_relative_buckets(half, farthest, distance):
+    """One bucket a distance when near, wider ones further off, one for all beyond the farthest; sides apart, or the future at 0."""
+    buckets = 2 * half
+    past = relative_buckets(-abs(distance), False, buckets, farthest)
+    assert relative_buckets(abs(distance), False, buckets, farthest) == 0
+    assert past == abs(distance) if abs(distance) < half else half <= past < buckets
+    assert past == buckets - 1 if abs(distance) >= farthest else True
+    assert relative_buckets(-abs(distance) - 1, False, buckets, farthest) in (past, past + 1) or half * 4 > farthest
+    both = relative_buckets(distance, True, buckets, farthest)
+    assert both == relative_buckets(-abs(distance), False, half, farthest) + (half if distance > 0 else 0)
+
+
+def test_relative_buckets_of_t5():
+    """32 buckets up to 128: the borders in the table of the paper's models."""
+    past = relative_buckets(-np.arange(200), False).tolist()
+    assert past[:16] == [*range(16)] and past[16:19] == [16, 16, 16] and past[19:21] == [17, 17]
+    assert [past.index(b) for b in (20, 24, 28, 31)] == [27, 46, 77, 113] and set(past[113:]) == {31}
+    both = relative_buckets(np.array([-8, -7, -1, 0, 1, 7, 8, 127, 128]), True).tolist()
+    assert both == [8, 7, 1, 0, 17, 23, 24, 31, 31]
+
+
+def test_alibi_and_sinusoids():
+    assert alibi_slopes(8).tolist() == [2.0**-i for i in range(1, 9)]
+    np.testing.assert_allclose(alibi_slopes(6), [2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3])
+    table = sinusoids(5, 7)
+    np.testing.assert_allclose(table[3], [f(3 * 10000.0 ** (-i / 7)) for i in (0, 2, 4, 6) for f in (np.sin, np.cos)][:7], rtol=1e-6)

@@ -1,6 +1,12 @@
 """Attention and rotary positions."""
+import numpy as np
+
 from pyllm import kernels as K
+from pyllm.autograd.ops.linear import dropout
+from pyllm.autograd.ops.loss import softmax
+from pyllm.autograd.ops.math import matmul, where
 from pyllm.autograd.tensor import op, reduced
+from pyllm.kernels.reference import attention_mask
 
 
 @op
@@ -46,6 +52,21 @@ def split_heads(qkv, heads, kv_heads):
 
 def _pair(segments):
     return segments if segments is None or isinstance(segments, tuple) else (segments, segments)
+
+
+def attention_with_dropout(q, k, v, bias=None, *, p, rng, causal=True, window=0, segments=None, scale=None):
+    """attention(...) whose weights are 0 with probability p, the others times 1 / (1 - p). Tensors q, k, v, bias as in attention.
+
+    Made of operations that hold (B, H, Tq, Tk): for training at such a dropout, at the price of time and memory.
+    """
+    (b, tq, h, d), (tk, hkv) = q.shape, k.shape[1:3]
+    mask = attention_mask(q, k, causal, window, _pair(segments), None)[:, None]
+    grouped = q.reshape(b, tq, hkv, h // hkv, d).transpose(0, 2, 3, 1, 4).reshape(b, hkv, h // hkv * tq, d)
+    scores = matmul(grouped, k.transpose(0, 2, 3, 1)).reshape(b, h, tq, tk) * (d**-0.5 if scale is None else scale)
+    scores = where(scores if bias is None else scores + bias, np.array(-np.inf, q.dtype), condition=mask)
+    weights = dropout(softmax(scores), p, rng).reshape(b, hkv, h // hkv * tq, tk)
+    out = matmul(weights, v.transpose(0, 2, 1, 3)).reshape(b, hkv, h // hkv, tq, d)
+    return out.transpose(0, 3, 1, 2, 4).reshape(b, tq, h, d)
 
 
 @op

@@ -136,10 +136,14 @@ def transpose(x, *, axes):
 @op
 def take(x, *, index):
     """x[index]; index: what NumPy takes (numbers, slices, arrays)."""
+    basic = all(isinstance(i, (int, slice)) for i in (index if isinstance(index, tuple) else (index,)))
 
     def vjp(dy, need):
         dx = np.zeros_like(x)
-        np.add.at(dx, index, dy)
+        if basic:
+            dx[index] = dy
+        else:  # arrays may name an element twice
+            np.add.at(dx, index, dy)
         return dx
 
     return np.array(x[index]), vjp

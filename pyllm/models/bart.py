@@ -1,0 +1,144 @@
+"""BART: post-norm blocks on both sides, learned positions that begin at row 2, gelu (Lewis et al. 2020)."""
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pyllm.autograd import Rng, Tensor, ops
+from pyllm.errors import ConfigError
+from pyllm.models.base import Config, Count
+from pyllm.models.seq2seq import EncoderDecoder
+from pyllm.nn import ACTIVATIONS, Embedding, LayerNorm, Linear, Module, add_projection, attend, positions, split, through
+
+OFFSET = 2  # the first two rows of a position table are never read
+
+
+@dataclass(frozen=True)
+class BartConfig(Config):
+    """Keys of the Hugging Face config.json; defaults are BART large's."""
+
+    model_type, architecture, base_architecture = "bart", "BartForConditionalGeneration", "BartModel"
+    SIZES = {"layers": ("encoder_layers", "decoder_layers"), "heads": ("encoder_attention_heads", "decoder_attention_heads"),
+             "width": ("d_model",), "context": ("max_position_embeddings",), "dropout": ("dropout",)}
+    FIXED = {"normalize_before": False, "add_final_layer_norm": False, "normalize_embedding": True, "static_position_embeddings": False,
+             "is_decoder": False}
+    vocab_size: int = 50265
+    d_model: int = 1024
+    encoder_layers: int = 12
+    encoder_attention_heads: int = 16
+    encoder_ffn_dim: int = 4096
+    decoder_layers: int = 12
+    decoder_attention_heads: int = 16
+    decoder_ffn_dim: int = 4096
+    max_position_embeddings: int = 1024
+    activation_function: str = "gelu"
+    dropout: float = 0.1
+    attention_dropout: float = 0.0  # of attention weights: they are held then, (B, H, T, T)
+    activation_dropout: float = 0.0
+    scale_embedding: bool = False  # token embeddings times d_model^0.5
+    init_std: float = 0.02
+    tie_word_embeddings: bool = True
+    decoder_start_token_id: Count | None = 2
+    forced_bos_token_id: Count | None = None
+    forced_eos_token_id: Count | None = 2
+    extra: dict = field(default_factory=dict)
+
+    @classmethod
+    def from_sizes(cls, values):
+        """Without the inner widths, 4 widths."""
+        width = values.get("width", values.get("d_model"))
+        if isinstance(width, int):
+            values = {"encoder_ffn_dim": 4 * width, "decoder_ffn_dim": 4 * width, **values}
+        return super().from_sizes(values)
+
+    def __post_init__(self):
+        super().__post_init__()
+        for side in ("encoder", "decoder"):
+            if self.d_model % getattr(self, f"{side}_attention_heads"):
+                raise ConfigError(f"bart config: d_model={self.d_model} is not a multiple of {side}_attention_heads="
+                                  f"{getattr(self, f'{side}_attention_heads')}")
+        self.check_activation("activation_function")
+
+    start_id = property(lambda self: self.decoder_start_token_id)
+
+
+class Attention(Module):
+    def __init__(self, c, heads, layer):
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (Linear(c.d_model, c.d_model, True, c.init_std) for _ in range(4))
+        self.head_size, self.layer, self.p = c.d_model // heads, layer, c.attention_dropout
+
+    def keys(self, memory):
+        """memory:(B, S, C) -> keys, values:(B, S, H, D)."""
+        return split(self.k_proj(memory), self.head_size), split(self.v_proj(memory), self.head_size)
+
+    def __call__(self, x, keys, rng, **options):
+        """x:(B, T, C) -> (B, T, C), before the output projection."""
+        return attend(split(self.q_proj(x), self.head_size), *keys, layer=self.layer, p=self.p, rng=rng, **options)
+
+
+class Block(Module):
+    def __init__(self, c, heads, inner, layer, decoder):
+        self.self_attn, self.self_attn_layer_norm = Attention(c, heads, layer), LayerNorm(c.d_model)
+        self.encoder_attn, self.encoder_attn_layer_norm = (Attention(c, heads, layer), LayerNorm(c.d_model)) if decoder else (None, None)
+        self.fc1, self.fc2 = Linear(c.d_model, inner, True, c.init_std), Linear(inner, c.d_model, True, c.init_std)
+        self.final_layer_norm = LayerNorm(c.d_model)
+        self.activation, self.causal, self.p, self.inner_p = ACTIVATIONS[c.activation_function], decoder, c.dropout, c.activation_dropout
+
+    def __call__(self, x, memory=None, *, segments, cross=None, cache=None, kept=None, rng):
+        key = (lambda i: None) if rng is None else rng.fold
+        a = self.self_attn
+        heads = a(x, a.keys(x), key(2), causal=self.causal, segments=segments, cache=cache)
+        x = self.self_attn_layer_norm(add_projection(a.out_proj, heads, x, self.p, key(0)))
+        if self.encoder_attn is not None:
+            a = self.encoder_attn
+            heads = a(x, a.keys(memory) if kept is None else kept(a, memory), key(4), causal=False, segments=cross)
+            x = self.encoder_attn_layer_norm(add_projection(a.out_proj, heads, x, self.p, key(3)))
+        inner = ops.dropout(self.fc1(x, activation=self.activation), self.inner_p, key(5))
+        return self.final_layer_norm(add_projection(self.fc2, inner, x, self.p, key(1)))
+
+
+class Side(Module):
+    def __init__(self, c, layers, heads, inner, decoder):
+        self.embed_positions = Embedding(c.max_position_embeddings + OFFSET, c.d_model, c.init_std)
+        self.layernorm_embedding = LayerNorm(c.d_model)
+        self.layers = [Block(c, heads, inner, i, decoder) for i in range(layers)]
+        self.p, self.limit, self.scale = c.dropout, c.max_position_embeddings, c.d_model**0.5 if c.scale_embedding else 1.0
+
+    def __call__(self, x, tokens, *memory, segments, cache=None, checkpointing, rng, **options):
+        """x:(B, T, C) the embedded tokens:(B, T) -> (B, T, C)."""
+        x = (x * self.scale if self.scale != 1 else x) + self.embed_positions(positions(tokens, segments, cache, self.limit) + OFFSET)
+        x = ops.dropout(self.layernorm_embedding(x), self.p, rng and rng.fold("in"))
+        return through(self.layers, x, *memory, checkpointing=checkpointing, rng=rng, segments=segments, cache=cache, **options)
+
+
+class Body(Module):
+    def __init__(self, c):
+        self.shared = Embedding(c.vocab_size, c.d_model, c.init_std)
+        self.encoder = Side(c, c.encoder_layers, c.encoder_attention_heads, c.encoder_ffn_dim, False)
+        self.decoder = Side(c, c.decoder_layers, c.decoder_attention_heads, c.decoder_ffn_dim, True)
+
+
+class Bart(EncoderDecoder):
+    """tokens:(B, S), decoder_tokens:(B, T) -> logits (B, T, V)."""
+
+    PREFIX, ALSO, OPTIONAL = "model.", ("BartModel",), ("final_logits_bias",)  # files without a head have none
+    ALIASES = {"model.encoder.embed_tokens.weight": "model.shared.weight", "model.decoder.embed_tokens.weight": "model.shared.weight"}
+
+    def __init__(self, config, checkpointing=False):
+        self.config, self.checkpointing = config, checkpointing
+        self.model = Body(config)
+        self.lm_head = None if config.tie_word_embeddings else Linear(config.d_model, config.vocab_size, False, config.init_std)
+        self.final_logits_bias = Tensor(np.zeros((1, config.vocab_size), np.float32))  # not trained
+
+    def embedding(self):
+        return self.model.shared
+
+    def head_bias(self):
+        return self.final_logits_bias.reshape(self.config.vocab_size)
+
+    def encode(self, tokens, segments=None, rng: Rng | None = None):
+        tokens, segments = self.check(tokens, segments)
+        return self.model.encoder(self.model.shared(tokens), tokens, segments=segments, checkpointing=self.checkpointing,
+                                  rng=rng and rng.fold("encoder"))
+
+    def decode(self, tokens, memory, **options):
+        return self.model.decoder(self.model.shared(tokens), tokens, memory, checkpointing=self.checkpointing, **options)

@@ -1,0 +1,101 @@
+"""Heads and encoders: padding, the token that is read, dropout, gradients, bad input."""
+import numpy as np
+import pytest
+
+from pyllm import Tensor
+from pyllm.autograd import Rng, no_grad
+from pyllm.folders import build
+from pyllm.models import HEADS
+
+BERT = dict(model_type="bert", vocab_size=31, hidden_size=12, intermediate_size=20, num_hidden_layers=2, num_attention_heads=3,
+            max_position_embeddings=12, initializer_range=0.3)
+LLAMA = dict(model_type="llama", vocab_size=31, hidden_size=12, intermediate_size=20, num_hidden_layers=2, num_attention_heads=3,
+             max_position_embeddings=12, initializer_range=0.3)
+GPT2 = dict(model_type="gpt2", vocab_size=31, n_embd=12, n_layer=2, n_head=3, n_positions=12, initializer_range=0.3)
+NAMES = {"bert": "Bert", "llama": "Llama", "gpt2": "GPT2"}
+TOKENS = np.random.default_rng(0).integers(0, 31, (3, 7)).astype(np.int32)
+ALL = [({**config, "architectures": [NAMES[config["model_type"]] + end], "num_labels": 4}) for config in (BERT, LLAMA, GPT2)
+       for end in ("Model", *HEADS)] + [BERT]
+
+
+@pytest.fixture(params=ALL, ids=lambda c: c.get("architectures", ["BertForMaskedLM"])[0])
+def model(request):
+    return build(request.param, seed=3)
+
+
+def test_padding_on_either_side_changes_nothing(model):
+    plain = model(TOKENS).data
+    for left, right in ((0, 3), (3, 0), (2, 2)):
+        pad = ((0, 0), (left, right))
+        got = model(np.pad(TOKENS, pad, constant_values=5), np.pad(np.ones_like(TOKENS), pad)).data
+        if plain.shape[1:2] == (7,):
+            got = got[:, left : left + 7]
+        np.testing.assert_allclose(got, plain, atol=2e-5)
+
+
+def test_a_row_does_not_depend_on_its_neighbours(model):
+    together = model(TOKENS).data
+    assert all(np.array_equal(model(TOKENS[i : i + 1]).data[0], together[i]) for i in range(3))
+
+
+def test_gradients_dropout_and_checkpointing(model):
+    """Every parameter but an unused pooler gets one; the same key gives the same bits, with blocks kept or computed twice."""
+    results = []
+    for checkpointing in (False, True):
+        for p in model.parameters():
+            p.grad = None
+        model.checkpointing = checkpointing
+        out = model(TOKENS, rng=Rng(1))
+        (out * Tensor(np.random.default_rng(1).standard_normal(out.shape).astype(np.float32))).sum().backward()
+        results.append((out.data, {n: p.grad.copy() for n, p in model.named_parameters() if p.grad is not None}))
+    assert np.array_equal(results[0][0], results[1][0]) and results[0][1].keys() == results[1][1].keys()
+    assert all(np.array_equal(g, results[1][1][n]) for n, g in results[0][1].items())
+    missing = dict(model.named_parameters()).keys() - results[0][1].keys()
+    assert not [n for n in missing if not n.startswith("pooler")]
+    if model.config.model_type == "bert":
+        assert not np.array_equal(results[0][0], model(TOKENS).data)
+
+
+def test_classifiers_read_the_last_token_that_is_not_padding():
+    for config in (LLAMA, GPT2):
+        model = build({**config, "architectures": [NAMES[config["model_type"]] + "ForSequenceClassification"]}, seed=0)
+        score = model.score_layer
+        segments = np.ones_like(TOKENS)
+        segments[1, 4:] = 0
+        hidden = model.trunk(TOKENS, segments).data
+        np.testing.assert_allclose(model(TOKENS, segments).data, hidden[[0, 1, 2], [6, 3, 6]] @ score.weight.data.T, atol=1e-5)
+        assert score.bias is None
+
+
+def test_labels_come_from_the_configuration():
+    make = lambda **extra: build({**BERT, "architectures": ["BertForSequenceClassification"], **extra}, seed=0)(TOKENS).shape  # noqa: E731
+    assert make() == (3, 2) and make(num_labels=1) == (3, 1) and make(id2label={"0": "a", "1": "b", "2": "c"}) == (3, 3)
+
+
+def test_token_types():
+    model = build({**BERT, "architectures": ["BertModel"]}, seed=1)
+    types = (np.arange(7) > 3).astype(np.int64)[None].repeat(3, 0)
+    assert np.array_equal(model(TOKENS, types=0 * types).data, model(TOKENS).data)
+    assert not np.array_equal(model(TOKENS, types=types).data, model(TOKENS).data)
+    for wrong in (types[:, :3], types + 1, types - 1, types.astype(float)):
+        with pytest.raises(ValueError, match=r"types of shape .* expected \(3, 7\), whole numbers 0..1"):
+            model(TOKENS, types=wrong)
+
+
+def test_an_encoder_sees_both_sides_and_packed_documents_apart():
+    model = build({**BERT, "architectures": ["BertModel"]}, seed=1)
+    changed = TOKENS.copy()
+    changed[:, -1] = (changed[:, -1] + 1) % 31
+    assert (model(changed).data[:, 0] != model(TOKENS).data[:, 0]).any(1).all()
+    packed, segments = TOKENS[:2].reshape(1, 14)[:, :12], np.array([[1] * 7 + [2] * 5], np.int32)
+    with no_grad():
+        got = model(packed, segments).data
+        np.testing.assert_allclose(got[:, :7], model(TOKENS[:1]).data, atol=1e-5)
+        np.testing.assert_allclose(got[:, 7:], model(TOKENS[1:2, :5]).data, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens, text", [([[31]], "token id 31"), ([[0] * 13], "position 12 is beyond the context"),
+                                          ([1], "expected integers")])
+def test_bad_tokens(model, tokens, text):
+    with pytest.raises(ValueError, match=text):
+        model(tokens)
