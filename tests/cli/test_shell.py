@@ -117,7 +117,8 @@ def test_a_folder_without_a_tokenizer(folder, tmp_path, capsys):
 @pytest.mark.parametrize("kind", ["bpe", "sentencepiece", "unigram", "wordpiece", "chars"])
 def test_tokenizers_of_every_kind_are_trained(kind, tmp_path, capsys):
     (tmp_path / "text.txt").write_text(TEXT * 20)
-    assert main(["tokenize", "train", "--kind", kind, "--vocab-size", "400", "--data", str(tmp_path / "text.txt"), "--out", str(tmp_path)]) == 0
+    options = ["--vocab-size", "400", "--data", str(tmp_path / "text.txt"), "--out", str(tmp_path)]
+    assert main(["tokenize", "train", "--kind", kind, *options]) == 0
     assert main(["tokenize", "encode", "--tokenizer", str(tmp_path), "--text", "the fox"]) == 0
     trained, ids = capsys.readouterr().out.splitlines()
     assert "characters a token" in trained and all(id.isdecimal() for id in ids.split())
