@@ -14,8 +14,8 @@ def short(value):
 
 
 class Limited:
-    """An expression of the package `regex` that gives up, with a FormatError, after a second and one more for every 100,000 characters: some
-    expressions take years on some texts."""
+    """An expression of the package `regex` that gives up, with a FormatError, after a second and one more for every 100,000 characters:
+    some expressions take years on some texts."""
 
     def __init__(self, find):
         self.find = find
