@@ -21,7 +21,7 @@ def watched(function):
     def call(*args, **options):
         row = profile.row(name, args) if level == 1 else None
         with profile.inside(row) if row else nullcontext():
-            y, vjp = function(*args, **options)
+            y, vjp, *again = function(*args, **options)
         if level == 2:
             _finite(y, f"{name}: the output", args)
         if level == 3:
@@ -48,7 +48,7 @@ def watched(function):
                 _finite(g, f"{name}: the gradient of argument {i}", args)
             return g
 
-        return y, watched_vjp
+        return y, watched_vjp, *again
 
     return call
 
