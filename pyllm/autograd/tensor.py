@@ -229,8 +229,8 @@ def op(function):
     """function(*arrays, **options) -> (y, vjp) or (y, vjp, again) becomes an operation over Tensors.
 
     vjp(dy, need) -> one gradient for each positional argument (a tuple, or the array alone), None where there is none;
-    need[i] is False for an argument that is frozen: the place to skip work. A gradient may be a function, see _send. again() -> y once more,
-    where that is cheap: see kept. Options are passed
+    need[i] is False for an argument that is frozen: the place to skip work. A gradient may be a function, see _send. again() -> y once
+    more, where that is cheap: see kept. Options are passed
     by keyword and never differentiated.
     """
     name = function.__name__
