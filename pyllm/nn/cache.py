@@ -15,6 +15,7 @@ class Cache:
         self.capacity = capacity
         self.layers = {}
         self.shared = False  # a part of another one
+        self.memory = None  # of an encoder-decoder: what its rows look at, a Memory with as many
 
     def append(self, layer, k, v):
         """k, v:(B, T, Hkv, D) -> all keys and values so far, (B, capacity, Hkv, D) each."""
@@ -50,6 +51,7 @@ class Cache:
         part = Cache(0, self.capacity)
         part.lengths, part.shared = self.lengths[start:stop], True
         part.layers = {layer: store[:, start:stop] for layer, store in self.layers.items()}
+        part.memory = self.memory and self.memory.rows(slice(start, stop))
         return part
 
     def remove(self, row):
@@ -57,6 +59,8 @@ class Cache:
         last = len(self.lengths) - 1
         length = self.lengths[row] = self.lengths[last]
         self.lengths = self.lengths[:last]
+        if self.memory is not None:
+            self.memory = self.memory.rows([last if i == row else i for i in range(last)])
         for layer, store in self.layers.items():
             if row != last:
                 store[:, row, :length] = store[:, last, :length]
