@@ -1,4 +1,4 @@
-"""Builds the two small extensions: the kernels (csrc/, pybind11) and the BPE merge loop (Cython).
+"""Builds the small extensions: the kernels (csrc/, pybind11) and the tokenizers' loops (Cython).
 
 PYLLM_NO_OPENMP=1 builds the kernels without threads; PYLLM_SANITIZE=address,undefined builds them for the sanitizers;
 PYLLM_NATIVE=1 makes a failing compiler an error (otherwise the NumPy reference runs, with a warning).
@@ -64,10 +64,11 @@ def kernels():
 
 
 extensions = [kernels()]
-if Path("pyllm/text/_bpe.pyx").exists():
+loops = [name for name in ("_bpe", "_pieces") if Path(f"pyllm/text/{name}.pyx").exists()]
+if loops:
     from Cython.Build import cythonize
 
-    extensions += cythonize([Extension("pyllm.text._bpe", ["pyllm/text/_bpe.pyx"], language="c++", optional=optional,
-                                       extra_compile_args=["-O3", "-g0"])], language_level=3, build_dir="build")
+    extensions += cythonize([Extension(f"pyllm.text.{name}", [f"pyllm/text/{name}.pyx"], language="c++", optional=optional,
+                                       extra_compile_args=["-O3", "-g0"]) for name in loops], language_level=3, build_dir="build")
 
 setup(ext_modules=extensions, cmdclass={"build_ext": BuildExt})

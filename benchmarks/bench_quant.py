@@ -17,21 +17,24 @@ def repeated(format, megabytes, rng):
     """-> a Packed of so many megabytes: random rows, repeated."""
     small = Packed.quantize(rng.standard_normal((1024, I), np.float32), format)
     times = max(1, round(megabytes * 1e6 / small.nbytes))
-    return Packed(format, (1024 * times, I), *(np.concatenate([a] * times) for a in (small.words, small.scales, small.mins) if a is not None))
+    return Packed(format, (1024 * times, I), *(np.concatenate([a] * times) for a in parts(small)))
+
+
+def parts(w):
+    return [a for a in (w.words, w.scales, w.mins) if a is not None]
 
 
 def checked(w, x):
     """A check of K.linear(x, w) against the reference on the first 64 rows of w."""
     def check():
-        part = Packed.from_blocks(w.format, (64, w.shape[1]), w.to_blocks()[:64]) if w.size < 1e8 else first_rows(w, 64)
-        close(K.linear(x, w)[:, :64], reference.linear(x.astype(np.float64), part), 1e-5, f"linear with {w.format}")
+        close(K.linear(x, w)[:, :64], reference.linear(x.astype(np.float64), first_rows(w, 64)), 1e-5, f"linear with {w.format}")
 
     return check
 
 
 def first_rows(w, n):
-    panels = n // 32
-    return Packed(w.format, (n, w.shape[1]), *(a[:panels] for a in (w.words, w.scales, w.mins) if a is not None))
+    """-> the Packed of the first n rows, n a multiple of 32."""
+    return Packed(w.format, (n, w.shape[1]), *(a[: n // 32] for a in parts(w)))
 
 
 def cases(quick, threads):

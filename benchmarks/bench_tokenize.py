@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 
 from benchmarks.harness import Case
-from pyllm.text import ByteLevelBPE
+from pyllm.text import ByteLevelBPE, SentencePieceBPE, Unigram, WordPiece
+from pyllm.text.tokenizer_json import build
+from pyllm.text.write_json import as_json
 
 DATA = Path(__file__).parents[1] / "../shared/data"
 
@@ -37,7 +39,46 @@ def trained_peer(lines, vocab_size):
 
 def cases(quick):
     for name, text in texts().items():
-        yield from cases_of(name, text[:200_000] if quick else text, 1000 if quick else 8000)
+        text = text[:200_000] if quick else text
+        yield from cases_of(name, text, 1000 if quick else 8000)
+        for kind in (WordPiece, SentencePieceBPE, Unigram):
+            yield from cases_of_kind(kind, name, text, 1000 if quick else 8000)
+
+
+def cases_of_kind(kind, name, text, vocab_size):
+    """Encoding and offsets of one kind, trained here, read by both."""
+    lines, size = text.splitlines(True), len(text.encode())
+    ours = kind.train(lines, vocab_size)
+    data = json.dumps(as_json(ours))
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread
+    try:
+        from tokenizers import Tokenizer
+
+        peer = Tokenizer.from_str(data)
+    except ImportError:
+        peer = None
+    ids = ours.encode(text)
+
+    def check():
+        assert ours.encode_array(text).tolist() == ids
+        assert peer is None or [e.ids for e in peer.encode_batch_fast(lines)] == ours.encode_batch(lines)
+
+    def check_offsets():
+        spans = ours.encode_offsets(text)[1]
+        assert peer is None or list(map(tuple, spans.tolist())) == peer.encode(text).offsets
+
+    def case(what, check, run, rival):
+        return Case(f"tokenize {what}", f"{kind.__name__} {name} {size} B, V={vocab_size}",
+                    lambda: (run, check, {"tokenizers": rival if peer else None}), bytes=size, unit=len(ids))
+
+    def fresh():
+        """A tokenizer that has met no word yet."""
+        return build(json.loads(data), {}, {})
+
+    yield case("load + encode", check, lambda: fresh().encode_array(text), lambda: Tokenizer.from_str(data).encode(text))
+    yield case("encode", check, lambda: ours.encode_array(text), lambda: peer.encode(text))
+    yield case("encode lines", check, lambda: ours.encode_batch(lines), lambda: peer.encode_batch_fast(lines))
+    yield case("offsets", check_offsets, lambda: ours.encode_offsets(text), lambda: peer.encode(text).offsets)
 
 
 def cases_of(name, text, vocab_size):

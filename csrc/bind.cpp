@@ -1,58 +1,26 @@
 // The boundary: exact dtype, C-contiguous, aligned arrays or an error that names the argument; the GIL released; one call
 // through the table.
 // Shapes are checked in pyllm/kernels/native.py, which also takes the outputs from `empty`.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-
 #include <string>
 
+#include "checks.h"
 #include "kernels.h"
 #include "memory.h"
 #include "parallel.h"
 
-namespace py = pybind11;
-
-namespace {
-
-using Object = const py::object&;
-
 const Kernels* active = nullptr;
 
-// ---- checks ----
-
-template <class T> constexpr const char* kTypeName = "?";
-template <> constexpr const char* kTypeName<float> = "float32";
-template <> constexpr const char* kTypeName<double> = "float64";
-template <> constexpr const char* kTypeName<int32_t> = "int32";
-template <> constexpr const char* kTypeName<int64_t> = "int64";
-
-template <class T>
-py::array checked(const py::handle& object, const char* name, bool writeable) {
-    const auto fail = [&](const std::string& what) {
-        throw py::type_error(std::string(name) + ": expected a C-contiguous, aligned " + kTypeName<T> + " array" +
-                             (writeable ? " that can be written" : "") + ", got " + what);
-    };
-    if (!py::isinstance<py::array>(object)) fail(py::str(py::type::of(object)).cast<std::string>());
-    py::array a = py::reinterpret_borrow<py::array>(object);
-    if (!py::dtype::of<T>().equal(a.dtype())) fail(py::str(py::object(a.dtype())).cast<std::string>());
-    if (a.size() && reinterpret_cast<std::uintptr_t>(a.data()) % alignof(T)) fail("a misaligned one");
-    if (writeable && !a.writeable()) fail("a read-only one");
-    return a;
+PackedArgs packed_args(const py::tuple& w) {
+    PackedArgs g{};
+    g.format = PackedFormat(w[0].cast<int>());
+    g.words = dense<uint32_t>(w[1], "packed: words");
+    g.scales = dense<uint16_t>(w[2], "packed: scales", false, true);
+    g.mins = dense<uint16_t>(w[3], "packed: mins", false, true);
+    g.o = w[4].cast<index_t>(), g.i = w[5].cast<index_t>();
+    return g;
 }
 
-// A dense array, or None where `optional`.
-template <class T>
-T* dense(const py::handle& object, const char* name, bool writeable = false, bool optional = false) {
-    if (optional && object.is_none()) return nullptr;
-    py::array a = checked<T>(object, name, writeable);
-    if (!(a.flags() & py::array::c_style))
-        throw py::type_error(std::string(name) + ": expected a C-contiguous array, got a strided view; np.ascontiguousarray makes a copy");
-    return const_cast<T*>(static_cast<const T*>(a.data()));
-}
-const float* in(const py::handle& o, const char* name, bool optional = false) { return dense<float>(o, name, false, optional); }
-float* out(const py::handle& o, const char* name, bool optional = false) { return dense<float>(o, name, true, optional); }
-
-index_t size(const py::handle& a) { return py::reinterpret_borrow<py::array>(a).size(); }
+namespace {
 
 // ---- memory ----
 
@@ -107,20 +75,6 @@ void matmul(const py::array& a, const py::array& b, const py::array& c, bool ta,
 }
 
 // ---- packed weights ----
-
-template <> constexpr const char* kTypeName<uint16_t> = "uint16";
-template <> constexpr const char* kTypeName<uint32_t> = "uint32";
-
-// w: (format, words, scales or None, mins or None, O, I), sizes checked by the class Packed.
-PackedArgs packed_args(const py::tuple& w) {
-    PackedArgs g{};
-    g.format = PackedFormat(w[0].cast<int>());
-    g.words = dense<uint32_t>(w[1], "packed: words");
-    g.scales = dense<uint16_t>(w[2], "packed: scales", false, true);
-    g.mins = dense<uint16_t>(w[3], "packed: mins", false, true);
-    g.o = w[4].cast<index_t>(), g.i = w[5].cast<index_t>();
-    return g;
-}
 
 void packed_linear(const py::tuple& w, Object x, Object y, Object bias, int act, Object z, Object residual) {
     PackedArgs g = packed_args(w);
@@ -488,4 +442,5 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     m.def("sample", sample);
     m.def("fma_peak", fma_peak);
     m.def("int8_peak", int8_peak);
+    bind_decode(m);
 }

@@ -71,7 +71,7 @@ INLINE V vsqrt(V x) {
 // Rounded to nearest even; NaN stays NaN.
 INLINE VU to_bf16(V x) {  // in the low halves
 #ifdef PYLLM_DOT
-    return VU(_mm512_cvtepu16_epi32(__m256i(_mm512_cvtneps_pbh(__m512(x)))));
+    return VU(_mm512_maskz_cvtepu16_epi32(0xFFFF, __m256i(_mm512_cvtneps_pbh(__m512(x)))));
 #else
     const VU u = reinterpret_cast<VU>(x), rounded = (u + 0x7FFF + (u >> 16 & 1)) >> 16;
     return x == x ? rounded : u >> 16 | 0x40;

@@ -9,6 +9,7 @@ from pyllm.errors import ConfigError, FormatError, suggest
 from pyllm.io.files import atomic_folder, read_json, write_json
 from pyllm.io.safetensors import dtype_name, read_shards, to_float32, write_shards
 from pyllm.models import FAMILIES, HEADS
+from pyllm.text import has_tokenizer, read_tokenizer
 
 SHARD = 5_000_000_000  # bytes of a weights file at most
 
@@ -65,9 +66,7 @@ def load(path):
     model = build(config)
     load_weights(model, read_shards(folder), str(folder))
     tokenizer = None
-    if (folder / "tokenizer.json").is_file():
-        from pyllm.text import read_tokenizer
-
+    if has_tokenizer(folder):
         tokenizer = read_tokenizer(folder)
         if tokenizer.vocab_size > model.config.vocab_size:
             raise FormatError(f"load: {folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}")

@@ -35,7 +35,7 @@ LAYERS = [
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 NUMPY_ONLY = {"io", "text", "data"}  # usable without the kernels: they import NumPy, layer 0 and io
-OPTIONAL = {"tqdm", "matplotlib"}  # the extras; imported inside functions alone
+OPTIONAL = {"tqdm", "matplotlib", "regex"}  # the extras; imported inside functions alone
 
 
 def name(path):
@@ -115,7 +115,8 @@ def test_public_names_lead_somewhere():
 def test_numpy_alone_in_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert [re.match(r"[\w-]+", d).group() for d in project["dependencies"]] == ["numpy"]
-    assert {re.match(r"[\w-]+", d).group() for extra in ("cli", "plot") for d in project["optional-dependencies"][extra]} == OPTIONAL
+    extras = project["optional-dependencies"]
+    assert {re.match(r"[\w-]+", d).group() for extra in ("cli", "plot", "text") for d in extras[extra]} == OPTIONAL
 
 
 def test_only_env_reads_the_environment():

@@ -238,10 +238,12 @@ INLINE bool has_epilogue(const MatmulArgs& g) { return g.bias || g.z || g.act !=
 // ---- few rows ----
 // C[M, cols] of columns col, ..., W at most: B lies transposed (w of a linear layer) and is turned in registers, so it is read once.
 // A(r, k) = lane g.a[r * g.a_row + k * g.a_col].
+// ahead: the next W columns, or null. They are fetched meanwhile, in the order in which they lie: the W streams of short rows that are
+// read here are more than the CPU foresees.
 template <int M, class T = Float32>
-static void skinny_columns(const MatmulArgs& g, index_t col, index_t cols) {
+static void skinny_columns(const MatmulArgs& g, index_t col, index_t cols, const float* ahead = nullptr) {
     constexpr index_t D = T::DEPTH;
-    V total[M];
+    V total[M] = {};
     for (index_t k0 = 0; k0 < g.k; k0 += KC) {
         const index_t kc = std::min(KC, g.k - k0);
         const float* a = g.a + k0 / D * g.a_col;
@@ -251,6 +253,9 @@ static void skinny_columns(const MatmulArgs& g, index_t col, index_t cols) {
         index_t k = 0;
         for (; k + D * W <= kc; k += D * W) {
             load_turned<T>(b + k, g.b_col, cols, x);
+            if (ahead)
+#pragma GCC unroll 32
+                for (int i = 0; i < D * W; ++i) __builtin_prefetch(ahead + (k0 + k + i) * W, 0, 2);
 #pragma GCC unroll 16
             for (int i = 0; i < W; ++i)
 #pragma GCC unroll 8
@@ -284,13 +289,15 @@ static void skinny(MatmulArgs g) {
         }
         g.a = packed, g.a_row = lanes, g.a_col = 1;
     }
-    parallel_ranges(g.n, 4 * W, [&](index_t begin, index_t end) {
+    const index_t grain = thread_limit() == 1 ? g.n + 1 : std::min<index_t>(256, (g.n / 12 / W + 1) * W);
+    parallel_ranges(g.n, grain, [&](index_t begin, index_t end) {
         for (index_t col = begin; col < end; col += W) {
             const index_t cols = std::min<index_t>(W, end - col);
-            if (g.m <= 2) g.m == 1 ? skinny_columns<1, T>(g, col, cols) : skinny_columns<2, T>(g, col, cols);
-            else if (g.m <= 4) g.m == 3 ? skinny_columns<3, T>(g, col, cols) : skinny_columns<4, T>(g, col, cols);
-            else if (g.m <= 6) g.m == 5 ? skinny_columns<5, T>(g, col, cols) : skinny_columns<6, T>(g, col, cols);
-            else g.m == 7 ? skinny_columns<7, T>(g, col, cols) : skinny_columns<8, T>(g, col, cols);
+            const float* ahead = col + 2 * W <= end && g.b_col == g.k ? g.b + (col + W) * g.b_col : nullptr;
+            if (g.m <= 2) g.m == 1 ? skinny_columns<1, T>(g, col, cols, ahead) : skinny_columns<2, T>(g, col, cols, ahead);
+            else if (g.m <= 4) g.m == 3 ? skinny_columns<3, T>(g, col, cols, ahead) : skinny_columns<4, T>(g, col, cols, ahead);
+            else if (g.m <= 6) g.m == 5 ? skinny_columns<5, T>(g, col, cols, ahead) : skinny_columns<6, T>(g, col, cols, ahead);
+            else g.m == 7 ? skinny_columns<7, T>(g, col, cols, ahead) : skinny_columns<8, T>(g, col, cols, ahead);
         }
     });
 }

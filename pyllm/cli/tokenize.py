@@ -1,6 +1,8 @@
 """pyllm tokenize: train a tokenizer, encode, decode, look at the tokens."""
 import sys
 
+KINDS = {"bpe": "ByteLevelBPE", "sentencepiece": "SentencePieceBPE", "unigram": "Unigram", "wordpiece": "WordPiece",
+         "chars": "CharTokenizer"}
 COLOURS = (44, 42, 45, 46, 41, 43)
 
 
@@ -9,8 +11,9 @@ def add_arguments(parser):
     train = actions.add_parser("train", help="make a tokenizer from text")
     train.add_argument("--data", required=True, metavar="PATH", help="a .txt or .jsonl file, or a folder of them")
     train.add_argument("--vocab-size", "--vocab_size", type=int, default=8192, metavar="N",
-                       help="tokens at most, special ones included (bpe; default %(default)s)")
-    train.add_argument("--kind", choices=("bpe", "chars"), default="bpe", help="byte-level BPE (default), or characters as tokens")
+                       help="tokens at most, special ones included (default %(default)s)")
+    train.add_argument("--kind", choices=tuple(KINDS), default="bpe", help="byte-level BPE (default), SentencePiece's BPE, Unigram, "
+                       "WordPiece, or characters as tokens")
     train.add_argument("--out", required=True, metavar="DIR", help="folder for tokenizer.json")
     for name, line in (("encode", "text -> ids"), ("decode", "ids -> the exact text"), ("show", "each token apart, with counts")):
         action = actions.add_parser(name, help=line)
@@ -32,11 +35,12 @@ def train(args):
     """Makes the tokenizer and says what it does to the text it was made from."""
     from pyllm.data.corpus import read_documents
     from pyllm.errors import ConfigError, FormatError
-    from pyllm.text import ByteLevelBPE, CharTokenizer
+    from pyllm import text
 
     try:
         documents = read_documents(args.data)
-        tokenizer = ByteLevelBPE.train(documents, args.vocab_size) if args.kind == "bpe" else CharTokenizer.train(documents)
+        kind = getattr(text, KINDS[args.kind])
+        tokenizer = kind.train(documents) if args.kind == "chars" else kind.train(documents, args.vocab_size)
         sample = next(iter(read_documents(args.data)))[:100_000]
     except FormatError as error:  # of the data, not of a model
         raise ConfigError(str(error)) from None

@@ -12,7 +12,7 @@ class Packed:
     """A frozen weight of shape (O, I), in place of an array in linear, embedding and linear_cross_entropy: no gradient goes to it.
 
     format: bf16; q8_0 (int8 times a float16 scale), q4_0 ((4 bits - 8) times a scale), q4_1 (4 bits times a scale, plus a float16 minimum).
-    Products take x in the weight's precision: rounded to bfloat16, or quantised to int8 by blocks of 32 along I; sums stay float32 or exact.
+    Products take x in the weight's precision: rounded to bfloat16, or quantised to int8 by blocks of 32 along I.
     words: uint32 (O / 32, I / 32, words of a block, 32), 32 rows interleaved; scales, mins: float16 bits (O / 32, I / 32, 32) or None.
     """
 

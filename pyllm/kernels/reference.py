@@ -232,7 +232,7 @@ def cross_entropy(logits, targets, label_smoothing=0.0, z_loss=0.0):
 
 
 def linear_cross_entropy(h, w, b, targets, label_smoothing=0.0, z_loss=0.0, need=(False, False, False), reduced=False):
-    """h:(N, C) w:(V, C), an array or Packed, b:(V,) or None -> loss:(N,), dh, dw, db (each None where not needed); see cross_entropy, matmul."""
+    """h:(N, C) w:(V, C), an array or Packed, b:(V,) or None -> loss:(N,), dh, dw, db (None where not needed); see cross_entropy."""
     loss, dlogits = cross_entropy(linear(h, w, bias=b, reduced=reduced), targets, label_smoothing, z_loss)
     return (loss, linear_vjp(dlogits, w, reduced=reduced) if need[0] else None,
             matmul(dlogits, h, ta=True, reduced=reduced) if need[1] else None, dlogits.sum(0) if need[2] else None)

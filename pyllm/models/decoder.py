@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pyllm.autograd import Rng
 from pyllm.errors import ConfigError
 from pyllm.models.base import CausalLM, Config, Trunk
-from pyllm.nn import ACTIVATIONS, Embedding, RMSNorm, RotaryBlock, RotaryTable, checked_scaling, positions, through
+from pyllm.nn import ACTIVATIONS, Embedding, RMSNorm, RotaryBlock, RotaryTable, checked_scaling, positions, step, through
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
@@ -141,6 +141,8 @@ class Decoder(Trunk):
         x = self.embed_tokens(tokens)
         if self.config.embed_scale != 1:
             x = x * self.config.embed_scale
+        if cache is not None and not self.config.sandwich and (y := step(self.layers, x, cache, rng)) is not None:
+            return self.norm(y)
         return self.norm(through(self.layers, x, checkpointing=self.checkpointing, rng=rng, at=at, segments=segments, cache=cache))
 
     def limit(self):

@@ -6,8 +6,8 @@ import numpy as np
 from pyllm.autograd import Rng, Tensor, ops
 from pyllm.errors import ConfigError
 from pyllm.models.base import CausalLM, Config, Trunk
-from pyllm.nn import (ACTIVATIONS, Embedding, LayerNorm, Linear, Module, RelativeBias, RotaryTable, add_projection, alibi, attend,
-                      positions, sinusoids, split, through)
+from pyllm.nn import (ACTIVATIONS, BlockPlan, Embedding, LayerNorm, Linear, Module, RelativeBias, RotaryTable, add_projection, alibi,
+                      attend, positions, sinusoids, split, step, through)
 
 # How a token knows where it stands: vectors added to the embeddings (learned, sinusoidal), rotations (rope), biases of scores (alibi, t5)
 POSITIONS = ("learned", "sinusoidal", "rope", "alibi", "t5")
@@ -96,6 +96,12 @@ class Block(Module):
         x = add_projection(self.attn.c_proj, heads, x, self.p, rng and rng.fold(0))
         return add_projection(self.mlp.c_proj, self.mlp.c_fc(self.ln_2(x), activation=self.mlp.activation), x, self.p, rng and rng.fold(1))
 
+    def plan(self):
+        """-> the same for a step in one call, without a bias."""
+        attn, mlp = self.attn, self.mlp
+        return BlockPlan(self.ln_1, (attn.c_attn,), attn.c_proj, self.ln_2, mlp.c_fc, mlp.c_proj, mlp.activation, attn.heads, attn.heads,
+                         attn.scale, rotary=attn.rotary)
+
 
 class Body(Trunk):
     """tokens:(B, T) -> (B, T, C)."""
@@ -132,6 +138,8 @@ class Body(Trunk):
         if c.position == "t5":
             bias = (self.relative_attention_bias(t, int(starts.max()) + t, starts),)
         x = ops.dropout(x, c.embd_pdrop, rng and rng.fold(c.n_layer))
+        if cache is not None and not bias and (y := step(self.h, x, cache, rng)) is not None:
+            return self.ln_f(y)
         return self.ln_f(through(self.h, x, *bias, checkpointing=self.checkpointing, rng=rng, at=at, segments=segments, cache=cache))
 
 

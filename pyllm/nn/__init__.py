@@ -6,7 +6,8 @@ from pyllm.nn.module import Module, normal, parameter
 from pyllm.nn.positions import alibi, alibi_slopes, positions, relative_buckets, sinusoids
 from pyllm.nn.quant import quantize
 from pyllm.nn.rotary import RotaryTable, checked_scaling
+from pyllm.nn.step import BlockPlan, step
 
-__all__ = ["ACTIVATIONS", "Cache", "Embedding", "LayerNorm", "Linear", "Module", "OffsetRMSNorm", "RMSNorm", "RelativeBias",
+__all__ = ["ACTIVATIONS", "BlockPlan", "Cache", "Embedding", "LayerNorm", "Linear", "Module", "OffsetRMSNorm", "RMSNorm", "RelativeBias",
            "RotaryBlock", "RotaryTable", "add_projection", "alibi", "alibi_slopes", "attend", "checked_scaling", "normal", "parameter",
-           "positions", "quantize", "relative_buckets", "sinusoids", "split", "through"]
+           "positions", "quantize", "relative_buckets", "sinusoids", "split", "step", "through"]

@@ -3,6 +3,7 @@ from pyllm.autograd import checkpoint, ops
 from pyllm.nn.layers import Linear
 from pyllm.nn.module import Module, normal, parameter
 from pyllm.nn.positions import distances, relative_buckets
+from pyllm.nn.step import BlockPlan
 
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu", "silu": "silu", "swish": "silu"}
 
@@ -123,3 +124,11 @@ class RotaryBlock(Module):
         x = x + ops.dropout(self.post_attention_layernorm(self.self_attn.o_proj(heads)), self.p, keys[0])
         inner = self.mlp.down_proj(self.mlp(self.pre_feedforward_layernorm(x)))
         return x + ops.dropout(self.post_feedforward_layernorm(inner), self.p, keys[1])
+
+    def plan(self):
+        """-> the same for a step in one call; not of a sandwich."""
+        a, mlp = self.self_attn, self.mlp
+        heads, kv_heads = (p.weight.shape[0] // a.head_size for p in (a.q_proj, a.k_proj))
+        return BlockPlan(self.input_layernorm, (a.q_proj, a.k_proj, a.v_proj), a.o_proj, self.post_attention_layernorm, mlp.up_proj,
+                         mlp.down_proj, mlp.activation, heads, kv_heads, a.head_size**-0.5 if a.scale is None else a.scale,
+                         gate=mlp.gate_proj, q_norm=a.q_norm, k_norm=a.k_norm, rotary=a.rotary, window=a.window)

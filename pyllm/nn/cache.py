@@ -16,20 +16,22 @@ class Cache:
         self.layers = {}
         self.shared = False  # a part of another one
         self.memory = None  # of an encoder-decoder: what its rows look at, a Memory with as many
+        self.step = None  # what step.py keeps for the model that fills the cache
 
     def append(self, layer, k, v):
         """k, v:(B, T, Hkv, D) -> all keys and values so far, (B, capacity, Hkv, D) each."""
         b, t, h, d = k.shape
-        store = self.layers.get(layer)
-        needed = int(self.lengths.max() if b > 1 else self.lengths[0]) + t
+        store = self.room(layer, t, h, d)
+        at = np.arange(b)[:, None], self.lengths[:, None] + np.arange(t)
+        store[0][at], store[1][at] = k, v
+        return store[0], store[1]
+
+    def room(self, layer, t, h, d):
+        """-> a layer's keys and values, (2, B, capacity, Hkv, D), with room for t more tokens a row."""
+        store, b, needed = self.layers.get(layer), len(self.lengths), int(self.lengths.max()) + t
         if store is None or needed > store.shape[2]:
             store = self.layers[layer] = self._grown(store, (2, b, needed, h, d))
-        if b == 1:
-            store[0, 0, needed - t : needed], store[1, 0, needed - t : needed] = k[0], v[0]
-        else:
-            at = np.arange(b)[:, None], self.lengths[:, None] + np.arange(t)
-            store[0][at], store[1][at] = k, v
-        return store[0], store[1]
+        return store
 
     def _grown(self, store, needed):
         """-> room for twice what there was, or for the shape `needed`; the system gives memory to what is written only."""
@@ -49,7 +51,7 @@ class Cache:
     def part(self, start, stop):
         """-> a Cache of rows start..stop-1 that writes into this one. Its layers are those there are, at the capacity there is."""
         part = Cache(0, self.capacity)
-        part.lengths, part.shared = self.lengths[start:stop], True
+        part.lengths, part.shared, part.step = self.lengths[start:stop], True, self.step
         part.layers = {layer: store[:, start:stop] for layer, store in self.layers.items()}
         part.memory = self.memory and self.memory.rows(slice(start, stop))
         return part

@@ -6,7 +6,7 @@ from pyllm.autograd import Rng, Tensor
 
 
 class Module:
-    """Attributes that are Tensors are parameters, those that are Packed frozen weights; attributes that are Modules, or lists of them, are children.
+    """Attributes that are Tensors are parameters, those that are Packed frozen weights; Modules, or lists of them, are children.
 
     A path joins attribute names and list indices with dots: `transformer.h.0.attn.c_attn.weight`.
     """

@@ -1,5 +1,7 @@
-"""Tokenizers: byte-level BPE and characters, both read from and written to tokenizer.json. NumPy only."""
-_HOME = {"ByteLevelBPE": "bpe", "CharTokenizer": "chars", "AddedToken": "base", "Tokenizer": "base", "read_tokenizer": "tokenizer_json"}
+"""Tokenizers of every kind, read from and written to tokenizer.json. NumPy only."""
+_HOME = {"ByteLevelBPE": "bpe", "SentencePieceBPE": "sentencepiece", "Unigram": "unigram", "WordPiece": "wordpiece",
+         "WordLevel": "wordpiece", "CharTokenizer": "chars", "AddedToken": "added", "Tokenizer": "base", "read_tokenizer": "tokenizer_json",
+         "has_tokenizer": "tokenizer_json", "from_gguf": "gguf_vocab"}
 __all__ = sorted(_HOME)
 
 

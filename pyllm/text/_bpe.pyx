@@ -2,18 +2,15 @@
 """The hot loops of byte-level BPE: splitting, merging, counting, learning. _bpe_py.py is the same in plain Python."""
 from cpython.bytearray cimport PyByteArray_FromStringAndSize
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy, memmove
 from libcpp.algorithm cimport make_heap, pop_heap, push_heap
 from libcpp.pair cimport pair
-from libcpp.vector cimport vector
 
 import numpy as np
 
-ctypedef const uint8_t* text_t
+include "_maps.pxi"
 
 cdef enum:
-    SPACE = 1  # as in split.py
+    SPACE = 1  # as in unicode.py
     NEWLINE = 2
     WHITE = 3
     BLANK = 14  # their set
@@ -29,86 +26,20 @@ cdef struct Rule:
     int64_t most
 
 
-cdef inline uint64_t mix(uint64_t x) noexcept nogil:
-    x *= 0x9E3779B97F4A7C15ULL
-    return x ^ (x >> 32)
-
-
-cdef inline uint64_t hash_bytes(text_t s, Py_ssize_t n) noexcept nogil:
-    cdef uint64_t h = <uint64_t>n, part
-    while n >= 8:
-        memcpy(&part, s, 8)
-        h = mix(h ^ part)
-        s += 8
-        n -= 8
-    part = 0
-    memcpy(&part, s, n)
-    return mix(h ^ part)
-
-
-cdef class PairMap:
-    """(left, right) -> int32; open addressing, at most half full."""
-    cdef vector[uint64_t] keys
-    cdef vector[int32_t] values  # -1: free slot
-    cdef uint64_t last
-    cdef Py_ssize_t used
-
-    def __cinit__(self):
-        self.keys.resize(1024)
-        self.values.assign(1024, -1)
-        self.last = 1023
-        self.used = 0
-
-    cdef inline int32_t get(self, uint32_t left, uint32_t right) noexcept nogil:
-        cdef uint64_t key = (<uint64_t>left << 32) | right
-        cdef uint64_t i = mix(key) & self.last
-        while self.values[i] >= 0:
-            if self.keys[i] == key:
-                return self.values[i]
-            i = (i + 1) & self.last
-        return -1
-
-    cdef int put(self, uint64_t key, int32_t value) except -1:
-        cdef uint64_t i
-        if 2 * self.used >= <Py_ssize_t>self.last:
-            self.grow()
-        i = mix(key) & self.last
-        while self.values[i] >= 0 and self.keys[i] != key:
-            i = (i + 1) & self.last
-        self.used += self.values[i] < 0
-        self.keys[i] = key
-        self.values[i] = value
-        return 0
-
-    cdef int grow(self) except -1:
-        cdef vector[uint64_t] keys
-        cdef vector[int32_t] values
-        cdef size_t i
-        keys.swap(self.keys)
-        values.swap(self.values)
-        self.keys.resize(2 * keys.size())
-        self.values.assign(2 * keys.size(), -1)
-        self.last = 2 * keys.size() - 1
-        self.used = 0
-        for i in range(keys.size()):
-            if values[i] >= 0:
-                self.put(keys[i], values[i])
-        return 0
-
-
 cdef class Scanner:
     cdef const uint8_t[::1] view
     cdef text_t table
     cdef Rule rules[RULES]
     cdef int n_rules, contractions
     cdef bint newlines
-    cdef uint32_t edge
+    cdef uint32_t edge, before, upper, lower
 
-    def __init__(self, table, rules, contractions, newlines, edge):
+    def __init__(self, table, rules, contractions, newlines, edge, cased):
         if table.shape[0] != 0x110000 or len(rules) > RULES:
             raise ValueError(f"Scanner: {table.shape[0]} classes and {len(rules)} rules, expected 1114112 and at most {RULES}")
         self.view, self.contractions, self.newlines, self.edge = table, contractions, newlines, edge
         self.table, self.n_rules = &self.view[0], len(rules)
+        self.before, self.upper, self.lower = cased
         for i, rule in enumerate(rules):
             self.rules[i].prefix, self.rules[i].body, self.rules[i].most, self.rules[i].tail = rule
 
@@ -161,12 +92,46 @@ cdef class Scanner:
             return i + 3
         return 0
 
+    cdef Py_ssize_t cased(self, text_t s, Py_ssize_t n, Py_ssize_t i) noexcept nogil:
+        """The end of the word in upper, title or lower case that starts at i, or 0."""
+        cdef int size, skip = 0
+        cdef Py_ssize_t j, k, both, end = 0, upper = 0
+        cdef uint32_t here
+        if self.kind(s, n, i, &size) & self.before:
+            skip = size
+        while True:  # upper* lower+; where lower+ finds nothing, upper* gives back what is in both sets
+            j = k = i + skip
+            both = 0
+            while k < n:
+                here = self.kind(s, n, k, &size)
+                if not here & self.upper:
+                    break
+                k += size
+                if here & self.lower:
+                    both = k
+            if k > j and not upper:
+                upper = k
+            end = self.run(s, n, k, self.lower, n)
+            if end == k:
+                end = both
+            if end or not skip:
+                break
+            skip = 0
+        end = end or upper
+        if end and end < n and s[end] == c"'":
+            end = self.contraction(s, n, end) or end
+        return end
+
     cdef Py_ssize_t next(self, text_t s, Py_ssize_t n, Py_ssize_t i) noexcept nogil:
         """The end of the word that starts at i < n."""
         cdef int size, r
         cdef Py_ssize_t j, last, line = 0
         cdef uint32_t first = self.kind(s, n, i, &size), second = 0, here
-        if self.contractions and s[i] == c"'":
+        if self.before:
+            j = self.cased(s, n, i)
+            if j:
+                return j
+        elif self.contractions and s[i] == c"'":
             j = self.contraction(s, n, i)
             if j:
                 return j
@@ -267,9 +232,10 @@ cdef class Encoder:
         self.scanner, self.whole, self.dropped, self.merges = scanner, whole, -1, PairMap()
         for i in range(256):
             self.byte_ids[i] = byte_ids[i]
+        self.new_ids.resize(1 + (merges[:, 3].max() if len(merges) else 0))
         for i in range(rows.shape[0]):
-            self.merges.put((<uint64_t><uint32_t>rows[i, 0] << 32) | <uint32_t>rows[i, 1], <int32_t>i)
-            self.new_ids.push_back(rows[i, 2])
+            self.merges.put((<uint64_t><uint32_t>rows[i, 0] << 32) | <uint32_t>rows[i, 1], rows[i, 3])
+            self.new_ids[rows[i, 3]] = rows[i, 2]
         self.known = WordTable()
 
     def encode(self, bytes data):
@@ -287,6 +253,19 @@ cdef class Encoder:
                 self.merge(s + i, j - i)
             i = j
         return PyByteArray_FromStringAndSize(<char*>self.out.data(), 4 * self.out.size())
+
+    def merged(self, list symbols):
+        """symbols: list of the ids of a word's first symbols -> list of ids after merging."""
+        cdef int32_t symbol
+        self.symbols.clear()
+        self.out.clear()
+        for symbol in symbols:
+            self.symbols.push_back(symbol)
+        if self.symbols.size() <= SHORT:
+            self.merge_short()
+        else:
+            self.merge_long()
+        return list(self.out)
 
     cdef int look_up(self, text_t s, Py_ssize_t n) except -1:
         """Appends the ids of a word of at most SHORT bytes, from the cache if it is there."""
@@ -469,21 +448,19 @@ cdef class Trainer:
     cdef PairMap numbers
     cdef dict ids
     cdef list tokens
-    cdef int64_t min_frequency
+    cdef int64_t min_frequency, prefix
 
-    def __init__(self, bytes text, lengths, counts, byte_ids, list tokens, min_frequency):
+    def __init__(self, symbols, lengths, counts, list tokens, min_frequency, prefix):
         cdef const int64_t[::1] length = lengths, count = counts
-        cdef text_t s = <text_t>PyBytes_AS_STRING(text)
-        cdef int32_t by_byte[256]
-        cdef Py_ssize_t w, i, n = PyBytes_GET_SIZE(text)
+        cdef const int32_t[::1] ids = symbols
+        cdef Py_ssize_t w, i, n = ids.shape[0]
         cdef int64_t start = 0
         if n and lengths.sum() != n or len(lengths) >= NONE:
-            raise ValueError(f"Trainer: lengths add up to {lengths.sum()}, the text has {n} bytes")
-        for i in range(256):
-            by_byte[i] = byte_ids[i]
+            raise ValueError(f"Trainer: lengths add up to {lengths.sum()}, there are {n} symbols")
         self.symbols.resize(n)
         for i in range(n):
-            self.symbols[i] = by_byte[s[i]]
+            self.symbols[i] = ids[i]
+        self.prefix = len(prefix)
         self.numbers, self.tokens, self.ids = PairMap(), tokens, {token: i for i, token in enumerate(tokens)}
         self.min_frequency = max(min_frequency, 1)
         for w in range(length.shape[0]):
@@ -563,7 +540,7 @@ cdef class Trainer:
             if total < self.min_frequency:
                 self.heap.clear()
                 break
-            token = self.tokens[left] + self.tokens[right]
+            token = self.tokens[left] + self.tokens[right][self.prefix:]
             new = self.ids.setdefault(token, len(self.tokens))  # two ways of building one token share its id
             if new == len(self.tokens):
                 self.tokens.append(token)

@@ -6,7 +6,7 @@ from heapq import heapify, heappop, heappush
 
 import numpy as np
 
-from .split import NEWLINE, SPACE, WHITE
+from .unicode import NEWLINE, SPACE, WHITE
 
 _BLANK = 1 << SPACE | 1 << NEWLINE | 1 << WHITE
 _SHORT = ("s", "t", "m", "d")
@@ -16,8 +16,9 @@ _LONG = ("re", "ve", "ll")
 class Scanner:
     """Splits UTF-8 by a Pattern. A byte that is not UTF-8 counts as a character of class OTHER."""
 
-    def __init__(self, table, rules, contractions, newlines, edge):
+    def __init__(self, table, rules, contractions, newlines, edge, cased):
         self.table, self.rules, self.contractions, self.newlines, self.edge = table, rules, contractions, newlines, edge
+        self.before, self.upper, self.lower = cased
 
     def words(self, data):
         """data: bytes -> list of bytes whose concatenation is `data`."""
@@ -31,16 +32,40 @@ class Scanner:
             i = j
         return words
 
+    def _contraction(self, text, i):
+        """The end of the contraction whose apostrophe is at i, or 0."""
+        tail = text[i + 1:i + 3]
+        if self.contractions == 2:
+            tail = "".join("s" if c == "\u017f" else c.lower() if c.isascii() else c for c in tail)
+        return i + 2 if tail[:1] in _SHORT else i + 3 if tail in _LONG else 0
+
+    def _run(self, kinds, i, members):
+        while i < len(kinds) and members >> kinds[i] & 1:
+            i += 1
+        return i
+
+    def _cased(self, text, kinds, i):
+        """The end of the word in upper, title or lower case that starts at i, or 0."""
+        starts = [i + 1, i] if self.before >> kinds[i] & 1 else [i]
+        for j in starts:  # upper* lower+; where lower+ finds nothing, upper* gives back what is in both sets
+            k = self._run(kinds, j, self.upper)
+            end = self._run(kinds, k, self.lower)
+            while end == k and k > j and not self.lower >> kinds[k - 1] & 1:
+                k, end = k - 1, k - 1
+            if end > j:
+                break
+        else:
+            end = next((k for j in starts if (k := self._run(kinds, j, self.upper)) > j), 0)
+        return (end < len(text) and text[end] == "'" and self._contraction(text, end) or end) if end else 0
+
     def _next(self, text, kinds, i):
         n, kind = len(text), kinds[i]
-        if self.contractions and text[i] == "'":
-            tail = text[i + 1:i + 3]
-            if self.contractions == 2:
-                tail = "".join("s" if c == "\u017f" else c.lower() if c.isascii() else c for c in tail)
-            if tail[:1] in _SHORT:
-                return i + 2
-            if tail in _LONG:
-                return i + 3
+        if self.before:
+            if end := self._cased(text, kinds, i):
+                return end
+        elif self.contractions and text[i] == "'":
+            if end := self._contraction(text, i):
+                return end
         for prefix, body, most, tail in self.rules:
             j = i + 1 if prefix >> kind & 1 and i + 1 < n and body >> kinds[i + 1] & 1 else i
             if body >> kinds[j] & 1:
@@ -61,7 +86,8 @@ class Scanner:
 
 
 class Encoder:
-    """byte_ids:(256,) int32, -1 where the vocabulary lacks the byte; merges:(M, 3) int32 rows left, right, new, best first.
+    """byte_ids:(256,) int32, -1 where the vocabulary lacks the byte; merges:(M, 4) int32 rows left, right, new, rank, lowest first; merges
+    of one rank make one token.
 
     whole: dict bytes -> id of words taken as they are, or None. `dropped`: the last byte that had no id, or -1.
     """
@@ -71,7 +97,7 @@ class Encoder:
     def __init__(self, scanner, byte_ids, merges, whole=None):
         self.scanner, self.whole, self.dropped = scanner, whole, -1
         self.byte_ids = byte_ids.tolist()
-        self.merges = {(left, right): (rank, new) for rank, (left, right, new) in enumerate(merges.tolist())}
+        self.merges = {(left, right): (rank, new) for left, right, new, rank in merges.tolist()}
         self.cache = {}
 
     def encode(self, data):
@@ -89,7 +115,6 @@ class Encoder:
         return bytearray(np.array(ids, np.uint32).tobytes())
 
     def _merge(self, word):
-        """Repeats the best-ranked merge, leftmost first: a linked list of symbols and a heap of (rank, position)."""
         if self.whole is not None and word in self.whole:
             return [self.whole[word]]
         symbols = []
@@ -98,6 +123,13 @@ class Encoder:
                 self.dropped = byte
             else:
                 symbols.append(self.byte_ids[byte])
+        return self.merged(symbols)
+
+    def merged(self, symbols):
+        """symbols: list of the ids of a word's first symbols -> list of ids after merging.
+
+        Repeats the best-ranked merge, leftmost first: a linked list of symbols and a heap of (rank, position).
+        """
         n, merges = len(symbols), self.merges
         after, before = list(range(1, n + 1)), list(range(-1, n - 1))
         heap = [(merges[pair][0], i) for i, pair in enumerate(zip(symbols, symbols[1:])) if pair in merges]
@@ -153,10 +185,11 @@ class WordCounter:
 
 
 class Trainer:
-    """Learns merges from counted words. byte_ids:(256,) int32; tokens: list of str by id, extended by every new token."""
+    """Learns merges from counted words. symbols: (S,) int32, the words' first ids; lengths, counts: (N,) int64; tokens: list of str by id,
+    extended by every new token; prefix: what tokens inside a word begin with, left out where two are joined."""
 
-    def __init__(self, text, lengths, counts, byte_ids, tokens, min_frequency):
-        ids, self.counts = byte_ids[np.frombuffer(text, np.uint8)].tolist(), counts.tolist()
+    def __init__(self, symbols, lengths, counts, tokens, min_frequency, prefix):
+        ids, self.counts, self.prefix = symbols.tolist(), counts.tolist(), len(prefix)
         ends = np.cumsum(lengths).tolist()
         self.symbols = [ids[end - length:end] for end, length in zip(ends, lengths.tolist())]
         self.tokens, self.ids = tokens, {token: i for i, token in enumerate(tokens)}
@@ -180,7 +213,7 @@ class Trainer:
             if -count < max(self.min_frequency, 1):
                 self.heap.clear()
                 break
-            token = self.tokens[pair[0]] + self.tokens[pair[1]]
+            token = self.tokens[pair[0]] + self.tokens[pair[1]][self.prefix:]
             new = self.ids.setdefault(token, len(self.tokens))  # two ways of building one token share its id
             if new == len(self.tokens):
                 self.tokens.append(token)

@@ -9,8 +9,12 @@ import numpy as np
 
 from ..errors import ConfigError, FormatError
 from ..progress import Progress
-from .base import AddedToken, Tokenizer, checked_specials, checked_texts
-from .split import GPT2, PATTERNS, class_table
+from .added import AddedToken
+from .base import Tokenizer, by_id, checked_specials, checked_texts
+from .normalize import flag
+from .pattern import short
+from .pre_tokenize import pre_tokenizer
+from .split import DIGITS, GPT2, PATTERNS
 
 try:
     from . import _bpe as loops
@@ -47,33 +51,56 @@ def _scanner(pattern):
         return None
     if pattern not in PATTERNS:
         raise ConfigError(f"ByteLevelBPE: no split pattern {pattern!r}; known: {', '.join(map(repr, PATTERNS))}, or None for no splitting")
-    entry = PATTERNS[pattern]
-    return loops.Scanner(class_table(), entry.rules, entry.contractions, entry.newlines, entry.edge)
+    return PATTERNS[pattern].scanner(loops)
 
 
 class ByteLevelBPE(Tokenizer):
     """vocab: {token: id}; merges: list of (left, right) tokens, best first; added: AddedTokens; together ids 0 .. V-1 without gaps.
 
     pattern: a key of split.PATTERNS or None; add_prefix_space: a space before text that does not start with one; ignore_merges: a word
-    that is a token is taken whole. FormatError where these contradict each other. roles, config: see Tokenizer.
+    that is a token is taken whole; before: pre-tokenizers, as tokenizer.json writes them, that cut the text first. FormatError where these
+    contradict each other. roles, config, parts: see Tokenizer.
     """
 
-    def __init__(self, vocab, merges, added=(), *, pattern=GPT2, add_prefix_space=False, ignore_merges=False, roles=None, config=None):
+    def __init__(self, vocab, merges, added=(), *, pattern=GPT2, add_prefix_space=False, ignore_merges=False, before=(), roles=None,
+                 config=None, parts=None):
         self.vocab, self.merges = vocab, merges
-        self.pattern, self.add_prefix_space, self.ignore_merges = pattern, add_prefix_space, ignore_merges
+        self.pattern, self.add_prefix_space, self.ignore_merges, self.before = pattern, add_prefix_space, ignore_merges, list(before)
+        self._steps = [pre_tokenizer(spec) for spec in before]
         tokens = by_id(vocab, added)
         contents = [_content(token) for token in tokens]
+        self._sizes = np.array([len(content) for content in contents], np.int64)
         for token in added:
             contents[token.id] = token.content.encode()
-        super().__init__(tokens, contents, added, roles, config)
+        own = {"pre_tokenizer": write_pre_tokenizer(pattern, add_prefix_space, before), "decoder": byte_level(True, True)}
+        super().__init__(tokens, contents, added, roles, config, {**(parts or {}), **own})
         byte_ids = np.array([vocab.get(c, -1) for c in ALPHABET], np.int32)
         whole = {_content(token): i for token, i in vocab.items()} if ignore_merges else None
-        self._encoder = loops.Encoder(_scanner(pattern), byte_ids, _merge_rows(vocab, merges), whole)
+        self._encoder = loops.Encoder(_scanner(pattern), byte_ids, merge_rows(vocab, merges), whole)
 
-    def _encode_text(self, text, start):
-        if self.add_prefix_space and not text.startswith(" ") and text:
+    def _encode_text(self, text, src, start):
+        words, srcs = [text], None if src is None else [src]
+        for step in self._steps:
+            words, srcs = step(words, srcs, start == 0)
+        if len(words) == 1:
+            return self._encode_word(words[0], srcs and srcs[0])
+        found = [self._encode_word(word, srcs and srcs[i]) for i, word in enumerate(words)]
+        if not found:
+            return np.empty(0, np.uint32), np.empty((0, 2), np.int64)
+        return np.concatenate([ids for ids, _ in found]), None if srcs is None else np.concatenate([spans for _, spans in found])
+
+    def _encode_word(self, text, src):
+        if self.add_prefix_space and not text.startswith(" "):
             text = " " + text
-        return self._encode(text.encode("utf-8", "surrogatepass"))
+            src = None if src is None else np.concatenate([src[:1], src])
+        ids = self._encode(text.encode("utf-8", "surrogatepass"))
+        if src is None:
+            return ids, None
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        places = np.repeat(src, 1 + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000))  # of each byte
+        ends = np.cumsum(self._sizes[ids])
+        starts = np.minimum(np.concatenate([[0], ends[:-1]]), len(places) - 1) if len(ids) else ends
+        return ids, np.stack([places[starts], places[np.minimum(ends, len(places)) - 1] + 1], 1)
 
     def _encode(self, data):
         ids = np.frombuffer(self._encoder.encode(data), np.uint32)
@@ -81,7 +108,7 @@ class ByteLevelBPE(Tokenizer):
             byte, self._encoder.dropped = self._encoder.dropped, -1
             missing = sum(c not in self.vocab for c in ALPHABET)
             warnings.warn(f"encode: the vocabulary has no token for byte 0x{byte:02X} ({missing} of 256 are missing): "
-                          "such bytes are left out of the ids, as `tokenizers` does", stacklevel=4)
+                          "such bytes are left out of the ids, as `tokenizers` does", stacklevel=5)
         return ids
 
     def encode_bytes(self, data):
@@ -89,6 +116,12 @@ class ByteLevelBPE(Tokenizer):
         if not isinstance(data, (bytes, bytearray, memoryview)):
             raise TypeError(f"encode_bytes: data is a {type(data).__name__}, expected bytes")
         return self._encode(bytes(data)).tolist()
+
+    def model(self):
+        """The model as tokenizer.json writes it."""
+        return {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
+                "fuse_unk": False, "byte_fallback": False, "ignore_merges": self.ignore_merges,
+                "vocab": dict(sorted(self.vocab.items(), key=lambda item: item[1])), "merges": [list(merge) for merge in self.merges]}
 
     @classmethod
     def train(cls, texts, vocab_size, *, special_tokens=("<|endoftext|>",), min_frequency=2, max_memory=1 << 30):
@@ -121,46 +154,64 @@ class ByteLevelBPE(Tokenizer):
         if not text:
             raise ValueError("train: there is no text in `texts`")
         byte_ids = np.array([tokens.index(c) for c in ALPHABET], np.int32)
-        trainer = loops.Trainer(text, lengths, counts, byte_ids, tokens, min_frequency)
-        merges = []
-        with Progress(vocab_size, "learn merges", unit="tok", start=len(tokens)) as bar:
-            while new := trainer.step(vocab_size, 64):
-                merges += new
-                bar.update(len(tokens) - bar.n)
+        symbols = byte_ids[np.frombuffer(text, np.uint8)]
+        merges = learn_merges(symbols, lengths, counts, tokens, vocab_size, min_frequency)
         added = [AddedToken(i, content) for i, content in enumerate(tokens[:specials])]
-        return cls({token: i for i, token in enumerate(tokens)}, [(tokens[a], tokens[b]) for a, b, _ in merges], added)
+        return cls({token: i for i, token in enumerate(tokens)}, merges, added)
 
 
-def by_id(vocab, added):
-    """{token: id} and AddedTokens -> list of tokens by id; FormatError where the ids are not 0 .. V-1, each once."""
-    size = len({*vocab, *(t.content for t in added)})
-    tokens = [None] * size
-    for token, i in vocab.items():
-        if type(i) is not int or not 0 <= i < size:
-            raise FormatError(f"vocabulary: token {token!r:.60} has id {i!r:.60}; {size} tokens need the ids 0 .. {size - 1} without gaps")
-        if tokens[i] is not None:
-            raise FormatError(f"vocabulary: id {i} belongs to both {tokens[i]!r:.60} and {token!r:.60}")
-        tokens[i] = token
-    for token in added:
-        if type(token.id) is not int or not 0 <= token.id < size:
-            raise FormatError(f"added tokens: {token.content!r:.60} has id {token.id!r:.60}; {size} tokens need the ids 0 .. {size - 1} "
-                              "without gaps")
-        if not token.content or tokens[token.id] not in (None, token.content) or vocab.get(token.content, token.id) != token.id:
-            raise FormatError(f"added tokens: {token.content!r:.60} has id {token.id}, but that id belongs to {tokens[token.id]!r:.60} and "
-                              f"that token has id {vocab.get(token.content)}")
-        tokens[token.id] = token.content
-    if None in tokens:
-        raise FormatError(f"added tokens: nothing has id {tokens.index(None)}; {size} tokens need the ids 0 .. {size - 1}, each once")
-    return tokens
+def learn_merges(symbols, lengths, counts, tokens, vocab_size, min_frequency, prefix=""):
+    """symbols: (S,) int32 ids of N words, lengths, counts: (N,) int64; tokens: list of str by id, extended up to vocab_size
+    -> list of merges (left, right) as tokens, best first; prefix: what tokens inside a word begin with."""
+    trainer, merges = loops.Trainer(symbols, lengths, counts, tokens, min_frequency, prefix), []
+    with Progress(vocab_size, "learn merges", unit="tok", start=len(tokens)) as bar:
+        while new := trainer.step(vocab_size, 64):
+            merges += new
+            bar.update(len(tokens) - bar.n)
+    return [(tokens[left], tokens[right]) for left, right, _ in merges]
 
 
-def _merge_rows(vocab, merges):
-    """-> (M, 3) int32: ids of left, right and merged token."""
-    rows = np.empty((len(merges), 3), np.int32)
-    for rank, (left, right) in enumerate(merges):
-        missing = [token for token in (left, right, left + right) if token not in vocab]
+def merge_rows(vocab, merges, prefix="", by_token=False):
+    """-> (M, 4) int32: ids of left, right and merged token, and the rank; by_token: merges into one token have one rank."""
+    rows, ranks = np.empty((len(merges), 4), np.int32), {}
+    for i, (left, right) in enumerate(merges):
+        new = left + right[len(prefix):]
+        missing = [token for token in (left, right, new) if token not in vocab]
         if missing or not left or not right:
-            raise FormatError(f"merges: number {rank}, {left!r:.60} + {right!r:.60}, needs tokens that the vocabulary lacks: "
+            raise FormatError(f"merges: number {i}, {left!r:.60} + {right!r:.60}, needs tokens that the vocabulary lacks: "
                               f"{str(missing or ['']):.90}")
-        rows[rank] = vocab[left], vocab[right], vocab[left + right]
+        rows[i] = vocab[left], vocab[right], vocab[new], ranks.setdefault(new, len(ranks)) if by_token else i
     return rows
+
+
+def byte_level(prefix_space, use_regex):
+    return {"type": "ByteLevel", "add_prefix_space": prefix_space, "trim_offsets": True, "use_regex": use_regex}
+
+
+def write_pre_tokenizer(pattern, add_prefix_space, before=()):
+    """-> the pre-tokenizer as tokenizer.json writes it."""
+    steps, last = list(before), byte_level(add_prefix_space, pattern in (GPT2, DIGITS))
+    if pattern == DIGITS:
+        steps.append({"type": "Digits", "individual_digits": True})
+    elif pattern not in (GPT2, None):
+        steps.append({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False})
+    return {"type": "Sequence", "pretokenizers": [*steps, last]} if steps else last
+
+
+def read_pre_tokenizer(spec):
+    """A pre-tokenizer that ends in ByteLevel -> arguments of ByteLevelBPE."""
+    steps = spec["pretokenizers"] if spec["type"] == "Sequence" else [spec]
+    *before, last = steps
+    for step in before:
+        if not isinstance(step, dict) or step.get("type") == "ByteLevel":
+            raise FormatError(f"pre_tokenizer is {short(spec)}; ByteLevel is supported at the end alone")
+    prefix_space = flag(last, "add_prefix_space", True)
+    pattern = GPT2 if flag(last, "use_regex", True) else None
+    step = before[-1] if before and not prefix_space else {}  # a space would come before every piece of the step
+    if step.get("type") == "Digits" and step.get("individual_digits") is True and pattern and len(before) == 1:
+        pattern, before = DIGITS, []
+    elif step.get("type") == "Split" and step.get("behavior") == "Isolated" and not step.get("invert") and not pattern:
+        expression = step["pattern"].get("Regex") if isinstance(step.get("pattern"), dict) else None
+        if isinstance(expression, str) and expression in PATTERNS and expression != DIGITS:
+            pattern, before = expression, before[:-1]
+    return {"pattern": pattern, "add_prefix_space": prefix_space, "before": before}

@@ -4,7 +4,8 @@ from typing import Callable
 
 import numpy as np
 
-from pyllm.kernels import reference
+from pyllm.kernels import Packed, reference
+from pyllm.kernels.packed import BLOCK, FORMATS
 
 
 @dataclass(frozen=True)
@@ -130,10 +131,26 @@ def attention(*, vjp=False, segments=False, starts=False, bias=False, **options)
     return make
 
 
+def packed(format, vjp=False, **options):
+    """x:(n, c), or dy:(n, 67) for the vjp; w:(67, c) Packed; c rounded up to whole blocks."""
+    def make(rng, n, c):
+        c = -(-c // BLOCK) * BLOCK
+        w = Packed.quantize(x(rng, 67, c), format)
+        return x(rng, n, 67 if vjp else c), w, {name: f(rng, n) for name, f in options.items()}
+
+    return make
+
+
 MASKS = ({}, {"causal": False, "segments": True}, {"window": 50, "starts": True}, {"bias": True, "causal": False})
 SHAPED = [
     *(Case("matmul", product(ta, tb), () if ta else (0,), rtol=2e-6) for ta in (False, True) for tb in (False, True)),
     Case("matmul", product(tb=True, bias=lambda r, n: x(r, 67), act=lambda r, n: "gelu"), (0,), (0, 1), rtol=2e-6),
+    *(Case("matmul", product(ta, tb, reduced=lambda r, n: True), () if ta else (0,), rtol=2e-6)
+      for ta in (False, True) for tb in (False, True)),
+    *(Case("linear", packed(f), (0,), rtol=2e-6) for f in FORMATS),
+    Case("linear", lambda r, n, c: (x(r, n, c), x(r, 67, c)), (0,), rtol=2e-6),
+    Case("linear", packed("q8_0", bias=lambda r, n: x(r, 67), act=lambda r, n: "silu"), (0,), (0, 1), rtol=2e-6),
+    *(Case("linear_vjp", packed(f, vjp=True), (0,), rtol=2e-6) for f in FORMATS),
     *(Case("attention", attention(**mask), (0, 1, 2), (0, 1), rtol=2e-6) for mask in MASKS),
     *(Case("attention_vjp", attention(vjp=True, **mask), (0, 1, 2, 3, 4, 5), (0, 1, 2), rtol=5e-6) for mask in MASKS),
     *(Case("rope", lambda r, n, c: (x(r, n, 30, 3, 26), x(r, 99, 12), x(r, 99, 12), r.integers(0, 99, (n, 30)).astype(np.int32)), (0, 3),

@@ -5,6 +5,14 @@ namespace {
 
 double act(double x, Activation a) { return a == kSilu ? x / (1 + std::exp(-x)) : 0.5 * x * std::erfc(-x / std::sqrt(2.0)); }  // or gelu
 
+float rounded(float x) {  // to bfloat16: nearest, ties to even
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000u;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+
 struct Shape {
     index_t batch, m, n, k;
 };
@@ -18,7 +26,8 @@ CASE_OF_OWN_SIZES(matmul) {
     for (const Shape s : kShapes)
         for (const bool ta : {false, true})
             for (const bool tb : {false, true})
-                for (const int variant : {0, 1, 2}) {  // plain; bias, activation, residual, what the activation took; added to C
+                for (const int variant : {0, 1, 2, 3, 4, 5}) {  // plain; bias, activation, residual, what the activation took; added to C
+                    const bool bf16 = variant >= 3, finished = variant % 3 == 1, added = variant % 3 == 2;
                     const index_t count = s.batch * s.m * s.n;
                     MatmulArgs g{};
                     g.a = t.normal(s.batch * s.m * s.k), g.b = t.normal(s.batch * s.k * s.n);
@@ -27,20 +36,23 @@ CASE_OF_OWN_SIZES(matmul) {
                     g.b_row = tb ? 1 : s.n, g.b_col = tb ? s.k : 1;
                     g.batch = s.batch, g.a_batch = s.m * s.k, g.b_batch = s.k * s.n, g.c_batch = s.m * s.n;
                     const float* before = t.normal(count);
-                    g.c = variant == 2 ? t.copy(before, count) : t.out(count);
-                    g.accumulate = variant == 2;
-                    if (variant == 1) g.bias = t.normal(s.n), g.residual = t.normal(count), g.z = t.out(count), g.act = ta ? kSilu : kGelu;
+                    g.c = added ? t.copy(before, count) : t.out(count);
+                    g.accumulate = added, g.bf16 = bf16;
+                    if (finished) g.bias = t.normal(s.n), g.residual = t.normal(count), g.z = t.out(count), g.act = ta ? kSilu : kGelu;
                     t.kernels.matmul(g);
                     const auto product = [&](double* e) {
                         for (index_t at = 0; at < count; ++at) {
                             const index_t entry = at / g.c_batch, i = at % g.c_batch / s.n, j = at % s.n;
                             const float *a = g.a + entry * g.a_batch + i * g.a_row, *b = g.b + entry * g.b_batch + j * g.b_col;
-                            for (index_t k = 0; k < s.k; ++k) e[at] += double(a[k * g.a_col]) * b[k * g.b_row];
-                            if (variant == 1) e[at] += g.bias[j];
-                            if (variant == 2) e[at] += before[at];
+                            for (index_t k = 0; k < s.k; ++k) {
+                                const float ak = a[k * g.a_col], bk = b[k * g.b_row];
+                                e[at] += bf16 ? double(rounded(ak)) * rounded(bk) : double(ak) * bk;
+                            }
+                            if (finished) e[at] += g.bias[j];
+                            if (added) e[at] += before[at];
                         }
                     };
-                    if (variant != 1) {
+                    if (!finished) {
                         t.expect_nmse("c", g.c, count, 1e-12, product);
                         continue;
                     }
@@ -55,10 +67,9 @@ CASE_OF_OWN_SIZES(matmul) {
 CASE_OF_OWN_SIZES(fma_peak) {  // x a + b from 0, 1, ... 23
     const index_t rounds = 1000;
     float* sink = t.out(thread_limit());
-    t.kernels.fma_peak(rounds, sink);
-    double e = 0;
-    for (int i = 0; i < 24; ++i) e += i + double(rounds) * 1e-9;
-    t.expect("sink", sink, 1, 1e-4, [&](double* to) { *to = e * t.kernels.width; });
+    const double flops = t.kernels.fma_peak(rounds, sink, false);
+    t.expect("flops", &flops, 1, 0, [&](double* e) { *e = 2.0 * 24 * t.kernels.width * rounds; });
+    t.expect("sink", sink, 1, 1e-4, [&](double* e) { *e = 23 * 24 / 2 * t.kernels.width; });
 }
 
 // ---- attention -------------------------------------------------------------------------------------------------------

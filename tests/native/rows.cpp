@@ -323,9 +323,15 @@ CASE(embedding_vjp) {
     const index_t v = 65;
     const float* dy = t.normal(t.n * t.c);
     const int32_t* ids = t.ids(t.n, 0, v);
-    float* dw = t.out(v * t.c);
-    t.kernels.embedding_vjp(dy, ids, dw, t.n, t.c, v);
-    t.expect("dw", dw, v * t.c, 5e-6, [&](double* e) { each(t.n * t.c, [&](index_t i) { e[ids[i / t.c] * t.c + i % t.c] += dy[i]; }); });
+    for (const bool accumulate : {false, true}) {
+        const float* before = t.normal(v * t.c);
+        float* dw = accumulate ? t.copy(before, v * t.c) : t.out(v * t.c);
+        t.kernels.embedding_vjp(dy, ids, dw, t.n, t.c, v, accumulate);
+        t.expect("dw", dw, v * t.c, 5e-6, [&](double* e) {
+            if (accumulate) std::copy_n(before, v * t.c, e);
+            each(t.n * t.c, [&](index_t i) { e[ids[i / t.c] * t.c + i % t.c] += dy[i]; });
+        });
+    }
 }
 
 CASE(sum_squares) {

@@ -172,15 +172,14 @@ def test_rare_words_are_forgotten_when_memory_is_short(loops):
 
 
 def test_words_are_counted_and_learned_beyond_32_bits(loops):
-    pattern = split.PATTERNS[split.GPT2]
-    scanner = loops.Scanner(split.class_table(), pattern.rules, pattern.contractions, pattern.newlines, pattern.edge)
+    scanner = split.PATTERNS[split.GPT2].scanner(loops)
     counter = loops.WordCounter(scanner, 1 << 20)
     counter.add(b"ab abc ab")
     text, lengths, counts = counter.words()
     assert (text, lengths.tolist(), counts.tolist()) == (b"ab abc ab", [2, 4, 3], [1, 1, 1])
     tokens = sorted(bpe.ALPHABET)
-    byte_ids = np.array([tokens.index(c) for c in bpe.ALPHABET], np.int32)
-    trainer = loops.Trainer(b"abcd", np.array([2, 2]), np.array([2**33, 2**33 + 1]), byte_ids, tokens, 2**32)
+    symbols = np.array(list(map(tokens.index, "abcd")), np.int32)
+    trainer = loops.Trainer(symbols, np.array([2, 2]), np.array([2**33, 2**33 + 1]), tokens, 2**32, "")
     assert [tokens[new] for *_, new in trainer.step(300, 10)] == ["cd", "ab"]
 
 

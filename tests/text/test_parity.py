@@ -81,7 +81,7 @@ def test_random_text_of_every_block(name, tmp_path):
         assert ours.encode(text, special=False) == theirs.encode(text).ids
 
 
-@pytest.mark.parametrize("pattern", split.PATTERNS, ids=["gpt2", "llama3", "qwen2", "digits"])
+@pytest.mark.parametrize("pattern", split.PATTERNS, ids=["gpt2", "llama3", "qwen2", "o200k", "digits"])
 def test_every_code_point_and_random_text_split_alike(pattern):
     isolated = peer.pre_tokenizers.Split(peer.Regex(pattern), "isolated")
     byte_level = peer.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -89,7 +89,7 @@ def test_every_code_point_and_random_text_split_alike(pattern):
     theirs = {split.GPT2: byte_level, split.DIGITS: digits}.get(pattern, isolated)
     entry = split.PATTERNS[pattern]
     from pyllm.text.bpe import loops
-    ours = loops.Scanner(split.class_table(), entry.rules, entry.contractions, entry.newlines, entry.edge)
+    ours = entry.scanner(loops)
 
     def cuts(text):
         if pattern == split.DIGITS and not UNICODE_17_NUMBERS.isdisjoint(text):  # the peer's Digits is ahead of the rest of it

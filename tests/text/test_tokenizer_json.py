@@ -1,6 +1,8 @@
 """tokenizer.json: what is read comes back, what is broken or unsupported is a FormatError. pytest tests/text/test_tokenizer_json.py"""
 import copy
 import json
+import random
+import sys
 import time
 from pathlib import Path
 
@@ -74,9 +76,16 @@ def test_roles_come_from_the_config_and_the_rest_of_it_stays(tmp_path):
     assert (saved["chat_template"], saved["model_max_length"]) == ("{{ x }}", 1024)
 
 
-def test_truncation_in_the_file_is_not_silent(tmp_path):
-    with pytest.warns(UserWarning, match="truncation"):
-        read(tmp_path, changed("truncation", value={"max_length": 8}))
+def test_truncation_in_the_file_holds_until_it_is_set_and_is_not_silent(tmp_path):
+    text = "the lower river ran low"
+    whole = read(tmp_path, VECTORS["tokenizer"]).encode(text)
+    for direction, cut in (("Right", whole[:5]), ("Left", whole[-5:])):
+        tokenizer = read(tmp_path, changed("truncation", value={"max_length": 5, "direction": direction}))
+        with pytest.warns(UserWarning, match=f"{len(whole)} tokens are cut to 5"):
+            assert tokenizer.encode(text) == cut
+        assert tokenizer.encode_offsets(text)[0] == cut
+        tokenizer.truncation = None
+        assert tokenizer.encode(text) == whole
 
 
 def test_a_failing_save_leaves_the_old_file(tmp_path, monkeypatch):
@@ -97,15 +106,24 @@ def sequence(*steps):
 
 
 @pytest.mark.parametrize("path, value, words", [
-    (["model", "type"], "WordPiece", "model.type is \"WordPiece\"; supported: BPE"),
-    (["normalizer"], {"type": "NFC"}, "normalizer is .*NFC.*; supported: null"),
-    (["pre_tokenizer"], {"type": "Metaspace"}, "pre_tokenizer is .*Metaspace.*ByteLevel"),
-    (["pre_tokenizer"], sequence({"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated"}, BYTE_LEVEL), "pre_tok.* is"),
-    (["pre_tokenizer"], sequence(), "pre_tokenizer is"),
-    (["pre_tokenizer"], {"type": "Sequence", "pretokenizers": 3}, "pre_tokenizer is"),
+    (["model", "type"], "WordPieces", "model.type is \"WordPieces\"; supported: BPE, WordPiece, Unigram"),
+    (["model", "type"], "Unigram", "model.vocab is a dict of 340, expected list"),
+    (["model", "type"], "WordPiece", "model.unk_token is null, expected str"),
+    (["normalizer"], {"type": "NFX"}, "normalizer is .*NFX.*; supported: .*NFC"),
+    (["normalizer"], {"type": "Sequence", "normalizers": [{"type": "Strip", "strip_left": 3}]}, "Strip.strip_left is 3"),
+    (["normalizer"], {"type": "Replace", "pattern": {"String": ""}, "content": ""}, "normalizer.pattern is .*not empty"),
+    (["normalizer"], {"type": "Precompiled", "precompiled_charsmap": "!"}, "not base64"),
+    (["normalizer"], {"type": "Precompiled", "precompiled_charsmap": "AAAA"}, "3 bytes name a trie of 0"),
+    (["pre_tokenizer"], sequence({"type": "Splat"}, BYTE_LEVEL), "pre_tokenizer is .*Splat.*; supported"),
+    (["pre_tokenizer"], sequence(BYTE_LEVEL, {"type": "Digits"}), "ByteLevel is supported at the end alone"),
+    (["pre_tokenizer"], sequence({"type": "Split", "pattern": {"Regex": "a"}, "behavior": "X"}, BYTE_LEVEL), "Split.behavior is"),
+    (["pre_tokenizer"], {"type": "Sequence", "pretokenizers": 3}, "pretokenizers is 3, expected a list"),
     (["pre_tokenizer"], [], "pre_tokenizer is"),
-    (["pre_tokenizer"], None, "decoder is .*supported: Fuse or null"),
-    (["post_processor"], {"type": "TemplateProcessing"}, "post_processor is .*ByteLevel or null"),
+    (["pre_tokenizer"], None, "decoder is .*ByteLevel"),
+    (["post_processor"], {"type": "TemplateProcessing"}, "TemplateProcessing.single is null"),
+    (["post_processor"], {"type": "BertProcessing", "cls": ["[CLS]", 3]}, "BertProcessing.cls is"),
+    (["truncation"], {"max_length": -1}, "truncation is"),
+    (["padding"], {"strategy": {"Fixed": "x"}}, "padding is"),
     (["decoder"], {"type": "Metaspace"}, "decoder is"),
     (["model", "dropout"], 0.1, "model.dropout is 0.1"),
     (["model", "end_of_word_suffix"], "</w>", "end_of_word_suffix"),
@@ -144,9 +162,11 @@ def test_what_is_broken_or_unsupported_is_named(tmp_path, path, value, words):
     assert len(str(caught.value)) < 1000
 
 
-def test_merges_need_the_byte_level(tmp_path):
-    with pytest.raises(FormatError, match="83 merges and unk_token null without a pre_tokenizer"):
-        read(tmp_path, {**VECTORS["tokenizer"], "pre_tokenizer": None, "decoder": None})
+def test_an_unknown_expression_without_the_package_is_named(tmp_path, monkeypatch):
+    data = changed("pre_tokenizer", value=sequence({"type": "Split", "pattern": {"Regex": r"\p{Lu}+"}, "behavior": "Isolated"}, BYTE_LEVEL))
+    monkeypatch.setitem(sys.modules, "regex", None)
+    with pytest.raises(FormatError, match=r"Split.pattern: the expression .*Lu.* needs the package `regex`"):
+        read(tmp_path, data)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff\xfe{}", b"{\"model\": " + b"[" * 100_000, b"{\"a\":" * 100_000,
@@ -177,7 +197,7 @@ PLACES = ["version", "truncation", "added_tokens", "added_tokens/0", "added_toke
           "model/vocab/a", "model/merges", "model/merges/0", "model/merges/0/1", "model/ignore_merges", "model/unk_token"]
 
 
-@pytest.mark.filterwarnings("ignore:tokenizer.json sets", "ignore:encode")
+@pytest.mark.filterwarnings("ignore:encode")
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(PLACES), JSON)
 def test_anything_anywhere_is_read_or_refused(tmp_path, place, value):
@@ -187,3 +207,72 @@ def test_anything_anywhere_is_read_or_refused(tmp_path, place, value):
     except FormatError:
         return
     tokenizer.encode("low" if isinstance(tokenizer, ByteLevelBPE) else "")
+
+
+def mutated(data, rng):
+    """A tokenizer.json with one to three changes: values replaced by others of the file or by odd ones, removed, moved, doubled."""
+    data = copy.deepcopy(data)
+    places = []
+
+    def walk(node, depth):
+        keys = node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
+        for key in list(keys)[:12] + list(keys)[-3:]:
+            places.append((node, key))
+            if depth < 6 and isinstance(node[key], (dict, list)):
+                walk(node[key], depth + 1)
+
+    walk(data, 0)
+    for _ in range(rng.randint(1, 3)):
+        node, key = rng.choice(places)
+        try:
+            old = node[key]
+            kind = rng.randrange(5)
+            if kind == 0:
+                node[key] = rng.choice(ODD)
+            elif kind == 1:
+                other, place = rng.choice(places)
+                node[key] = copy.deepcopy(other[place])
+            elif kind == 2:
+                del node[key]
+            elif kind == 3:
+                node[key] = [old, old] if rng.random() < 0.5 else {"type": old}
+            elif isinstance(old, str):
+                shuffled, tail = "".join(rng.sample(old, len(old))), rng.choice(["", "\0", "#", "\ud800", "x" * 999])
+                node[key] = shuffled if rng.random() < 0.5 else old + tail
+            elif isinstance(old, int):
+                node[key] = old + rng.choice([-1, 1, 2**31, -(2**40), 10**30])
+        except (KeyError, IndexError, TypeError):  # an earlier change took it away
+            pass
+    return data
+
+
+ODD = [None, True, False, 0, -1, 1, 2**31, 2**64, 1e308, float("nan"), "", "a", "\ud800", "\u2581", [], {}, [[]], [None], {"": None},
+       ["a", 1], {"type": "Sequence"}, {"type": []}, "(a+)+$", "[", {"Regex": "(a|a)*b"}, {"String": "a"}, {"Fixed": 4}]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("part", range(8))
+def test_mutated_files_give_format_errors_alone(part):
+    """10,000 mutations of tokenizers of every kind, each read (and used) or refused within a second."""
+    from pyllm.text.tokenizer_json import build, read_roles
+
+    kinds = json.loads(Path(__file__).with_name("kinds.json").read_text())
+    bases = [VECTORS["tokenizer"], *(kinds[kind]["tokenizer"] for kind in kinds)]
+    rng, read_well = random.Random(part), 0
+    for i in range(1250):
+        data = mutated(bases[i % len(bases)], rng)
+        start = time.process_time()
+        try:
+            tokenizer = build(data, read_roles(rng.choice([{}, {"eos_token": rng.choice(ODD)}])), {})
+            read_well += 1
+        except FormatError as error:
+            assert len(str(error)) < 2000
+        else:
+            try:
+                ids = tokenizer.encode("the lower river 1\u8a00\n a", special=rng.random() < 0.5)
+                tokenizer.decode(ids)
+                tokenizer.encode_offsets("a b")
+            except ValueError as error:
+                assert str(error).startswith("encode:")
+        assert time.process_time() - start < 1, data
+    assert 100 < read_well < 1200

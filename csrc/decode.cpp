@@ -1,0 +1,181 @@
+// Bound: the weights' bytes, read once a call. So a product of few rows is cut into runs of columns that all threads take, and products
+// of the same input share a region; what lies between products takes microseconds and stays on one thread, as its kernels decide.
+#include "decode.h"
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+
+#include "memory.h"
+#include "parallel.h"
+
+namespace {
+
+constexpr index_t FEW = 8;       // rows up to which a product is bound by its weights
+constexpr index_t TINY = 32768;  // weights that one thread reads before another one would have come
+
+struct Buffer {  // floats from the pool
+    float* data;
+    explicit Buffer(index_t n) : data(static_cast<float*>(pool_take(std::size_t(n) * sizeof(float)))) {
+        if (!data) throw std::bad_alloc();
+    }
+    ~Buffer() { pool_give(data); }
+    Buffer(const Buffer&) = delete;
+    operator float*() const { return data; }
+};
+
+struct Product {  // y = act(x @ weight.T + bias) + residual     x:(n, cols) y, residual:(n, rows)
+    const Weight* weight;
+    float* y;
+    Activation act;
+    const float* residual;  // not y; or null
+};
+
+// Columns [first, first + count) of a product, all of them where the weight is packed. The one place where formats part.
+void linear(const Kernels& k, const Product& p, const float* x, index_t n, index_t first, index_t count) {
+    const Weight& w = *p.weight;
+    if (!w.data) {
+        PackedArgs g = w.packed;
+        g.x = x, g.m = n, g.y = p.y, g.bias = w.bias, g.residual = p.residual, g.act = p.act;
+        return k.packed_linear(g);
+    }
+    MatmulArgs g{};
+    g.a = x, g.a_row = w.cols, g.a_col = 1;
+    g.b = w.data + first * w.cols, g.b_row = 1, g.b_col = w.cols;
+    g.c = p.y + first, g.c_row = w.rows;
+    g.m = n, g.n = count, g.k = w.cols, g.batch = 1;
+    g.bias = w.bias ? w.bias + first : nullptr;
+    g.residual = p.residual ? p.residual + first : nullptr;
+    g.act = p.act;
+    k.matmul(g);
+}
+
+// Products of the same x:(n, cols).
+void products(const Kernels& k, const float* x, index_t n, std::initializer_list<Product> list) {
+    const bool packed = std::any_of(list.begin(), list.end(), [](const Product& p) { return !p.weight->data; });
+    if (n > FEW || packed) {  // kernels that share out their own columns
+        for (const Product& p : list) linear(k, p, x, n, 0, p.weight->rows);
+        return;
+    }
+    index_t columns = 0, tasks = 0, weights = 0;
+    for (const Product& p : list) columns += p.weight->rows;
+    const index_t grain = std::min<index_t>(256, (columns / 12 / 16 + 1) * 16);  // a dozen tasks share what the slowest one costs
+    for (const Product& p : list) {
+        tasks += (p.weight->rows + grain - 1) / grain;
+        weights += p.weight->rows * p.weight->cols;
+    }
+    const auto run = [&](index_t task) {
+        const Product* p = list.begin();
+        for (index_t own; task >= (own = (p->weight->rows + grain - 1) / grain); ++p) task -= own;
+        const index_t first = task * grain;
+        linear(k, *p, x, n, first, std::min(grain, p->weight->rows - first));
+    };
+    if (weights > TINY) return parallel_for(tasks, run);
+    serially([&] {
+        for (index_t task = 0; task < tasks; ++task) run(task);
+    });
+}
+
+struct Rows {  // n rows of `width` floats, `step` apart
+    const float* data;
+    index_t n, width, step;
+};
+
+struct Step {
+    const Kernels& k;
+    const BlocksArgs& g;
+    const index_t n = g.b * g.t;
+    index_t wide = 0, inner = 0;  // the largest q + k + v and MLP of all blocks
+    index_t stats = 0;
+
+    Step(const Kernels& kernels, const BlocksArgs& args) : k(kernels), g(args) {
+        for (const Block* block = g.blocks; block < g.blocks + g.count; ++block) {
+            const index_t width = (block->heads + 2 * block->kv_heads) * block->head_size;
+            wide = std::max(wide, width);
+            inner = std::max(inner, block->up.rows);
+            stats = std::max(stats, block->heads * std::max<index_t>(1, block->head_size));
+        }
+    }
+
+    void norm(const Norm& w, const float* x, float* y, index_t rows, float* stat) {
+        if (w.rms) return k.rms_norm(x, w.weight, y, stat, rows, w.size, w.eps);
+        k.layer_norm(x, w.weight, w.bias, y, stat, stat + rows, rows, w.size, w.eps);
+    }
+
+    // q or k, normed and rotated as the block wants -> dense rows in `spare` or where they were.
+    Rows turned(const Block& block, const Norm& w, Rows x, const int32_t* positions, float* spare, float* stat) {
+        if (w.weight) {
+            if (x.step != x.width) {
+                for (index_t i = 0; i < n; ++i) std::memcpy(spare + i * x.width, x.data + i * x.step, x.width * sizeof(float));
+                x.data = spare;
+            }
+            norm(w, x.data, spare, n * x.width / w.size, stat);
+            x = {spare, n, x.width, x.width};
+        }
+        if (block.table >= 0) {
+            const RotaryTable& t = g.tables[block.table];
+            float* to = x.data == spare ? spare + n * x.width : spare;
+            k.rope(x.data, to, t.cos, t.sin, positions, n, x.width / block.head_size, block.head_size, t.rotary, x.step, block.interleaved,
+                   false);
+            x = {to, n, x.width, x.width};
+        }
+        return x;
+    }
+
+    void append(const Rows& x, float* store, index_t batch) {
+        for (index_t i = 0; i < n; ++i)
+            std::memcpy(store + i / g.t * batch + (g.lengths[i / g.t] + i % g.t) * x.width, x.data + i * x.step, x.width * sizeof(float));
+    }
+
+    void run() {
+        Buffer normed(n * g.c), middle(n * g.c), qkv(n * wide), heads(n * wide), spare_q(2 * n * wide), spare_k(2 * n * wide);
+        Buffer stat(2 * n * std::max<index_t>(stats, 1)), up(n * inner), gated(n * inner), place(n);
+        int32_t* positions = reinterpret_cast<int32_t*>(place.data);
+        for (index_t i = 0; i < n; ++i) positions[i] = int32_t(g.lengths[i / g.t] + i % g.t);
+        const float* x = g.x;
+        for (index_t i = 0; i < g.count; ++i, x = g.y) {
+            const Block& block = g.blocks[i];
+            norm(block.attention_norm, x, normed, n, stat);
+            attention(block, g.stores[i], normed, qkv, heads, positions, spare_q, spare_k, stat);
+            products(k, heads, n, {{&block.out, middle, kNone, x}});
+            norm(block.mlp_norm, middle, normed, n, stat);
+            if (block.gate.rows) {
+                products(k, normed, n, {{&block.gate, gated, kNone, nullptr}, {&block.up, up, kNone, nullptr}});
+                k.glu(gated, up, up, n * block.up.rows, block.act);
+            } else {
+                products(k, normed, n, {{&block.up, up, block.act, nullptr}});
+            }
+            products(k, up, n, {{&block.down, g.y, kNone, middle}});
+        }
+    }
+
+    // x:(n, C) -> out:(n, heads * head_size)
+    void attention(const Block& block, const Store& store, const float* x, float* qkv, float* out, const int32_t* positions, float* spare_q,
+                   float* spare_k, float* lse) {
+        const index_t d = block.head_size, wq = block.heads * d, wk = block.kv_heads * d;
+        const bool fused = block.projections == 1;
+        const index_t step = wq + 2 * wk;
+        float *kp = fused ? qkv + wq : qkv + n * wq, *vp = fused ? kp + wk : kp + n * wk;
+        if (fused)
+            products(k, x, n, {{&block.qkv[0], qkv, kNone, nullptr}});
+        else
+            products(k, x, n, {{&block.qkv[0], qkv, kNone, nullptr}, {&block.qkv[1], kp, kNone, nullptr},
+                               {&block.qkv[2], vp, kNone, nullptr}});
+        const Rows q = turned(block, block.q_norm, {qkv, n, wq, fused ? step : wq}, positions, spare_q, lse);
+        append(turned(block, block.k_norm, {kp, n, wk, fused ? step : wk}, positions, spare_k, lse), store.keys, store.batch);
+        append({vp, n, wk, fused ? step : wk}, store.values, store.batch);
+        AttentionArgs a{};
+        a.q = q.data, a.q_row = q.step, a.q_batch = g.t * q.step;
+        a.k = store.keys, a.v = store.values;
+        a.k_row = a.v_row = wk, a.k_batch = a.v_batch = store.batch;
+        a.out = out, a.lse = lse, a.starts = g.lengths;
+        a.b = g.b, a.tq = g.t, a.h = block.heads, a.hkv = block.kv_heads, a.d = d;
+        for (index_t b = 0; b < g.b; ++b) a.tk = std::max<index_t>(a.tk, g.lengths[b] + g.t);
+        a.window = block.window, a.scale = block.scale, a.causal = true;
+        k.attention(a);
+    }
+};
+
+}  // namespace
+
+void run_blocks(const Kernels& kernels, const BlocksArgs& args) { Step(kernels, args).run(); }
