@@ -113,6 +113,8 @@ def test_greedy_generation(pair):
     import torch
 
     peer, ours = pair
+    if ours.config.model_type == "t5" and ours.config.decoder_layers != ours.config.num_layers:
+        pytest.skip("the peer's cache has as many layers as its encoder")
     tokens, mask, _ = draw(ours, "right")
     start = ours.config.starts
     options = dict(decoder_start_token_id=start[0], forced_bos_token_id=None, forced_eos_token_id=None, eos_token_id=None, pad_token_id=1)
