@@ -1,7 +1,9 @@
-"""Packed weights: matrix x vector over weights far larger than the caches, as % of reading memory; prompts, as % of the dot instructions.
+"""Packed weights: few rows over 500 MB of weights, as % of reading memory; prompts, as % of the dots of their precision.
 
-PyTorch: the float32 weight for q8_0 and q4_0 (it has no such product), the bfloat16 one for bf16.
+PyTorch: bfloat16 for bf16; the float32 weight, which it then has to read, for the others.
 """
+from functools import partial
+
 import numpy as np
 
 from benchmarks.harness import Case, close, torch_or_none
@@ -9,54 +11,40 @@ from pyllm import kernels as K
 from pyllm.kernels import Packed, reference
 from pyllm.kernels.packed import FORMATS
 
-I = 4096
+MEGABYTES, I = 500, 4096
 PROMPTS = [(64, 768, 3072), (512, 768, 768), (512, 768, 3072), (512, 3072, 768)]  # M, I, O
 
 
-def repeated(format, megabytes, rng):
-    """-> a Packed of so many megabytes: random rows, repeated."""
-    small = Packed.quantize(rng.standard_normal((1024, I), np.float32), format)
-    times = max(1, round(megabytes * 1e6 / small.nbytes))
-    return Packed(format, (1024 * times, I), *(np.concatenate([a] * times) for a in parts(small)))
-
-
-def parts(w):
-    return [a for a in (w.words, w.scales, w.mins) if a is not None]
-
-
-def checked(w, x):
-    """A check of K.linear(x, w) against the reference on the first 64 rows of w."""
-    def check():
-        close(K.linear(x, w)[:, :64], reference.linear(x.astype(np.float64), first_rows(w, 64)), 1e-5, f"linear with {w.format}")
-
-    return check
-
-
-def first_rows(w, n):
-    """-> the Packed of the first n rows, n a multiple of 32."""
-    return Packed(w.format, (n, w.shape[1]), *(a[: n // 32] for a in parts(w)))
-
-
-def cases(quick, threads):
-    torch, rng = torch_or_none(threads), np.random.default_rng(0)
+def cases(quick):
     for format in FORMATS:
-        w = repeated(format, 100 if quick else 500, rng)
+        block = {"bf16": 64, "q8_0": 34, "q4_0": 18, "q4_1": 20}[format]
+        o = int((MEGABYTES / (5 if quick else 1)) * 1e6 / (I // 32 * block)) // 32 * 32
         for m in (1, 8):
-            x, y = rng.standard_normal((m, I), np.float32), K.empty((m, len(w)))
-            peer = None
-            if torch and format == "bf16":
-                tw, tx = torch.from_numpy(w.dequantize()).bfloat16(), torch.from_numpy(x).bfloat16()
-                peer = lambda tx=tx, tw=tw: torch.nn.functional.linear(tx, tw)
-            yield Case(f"packed_{format}", f"{m} x {I} x {len(w)}", lambda x=x, w=w, y=y: K.linear(x, w, out=y), checked(w, x),
-                       bytes=float(w.nbytes), torch=peer, precision=format)
+            yield Case("packed_linear", f"{m} x {I} x {o} {format}", partial(build, format, m, I, o), bytes=float(o * I // 32 * block))
     for m, i, o in PROMPTS[:1] if quick else PROMPTS:
-        floats, x = rng.standard_normal((o, i), np.float32), rng.standard_normal((m, i), np.float32)
         for format in FORMATS:
-            w, y, peer = Packed.quantize(floats, format), K.empty((m, o)), None
-            if torch:
-                tw, tx = torch.from_numpy(floats), torch.from_numpy(x)
-                if format == "bf16":
-                    tw, tx = tw.bfloat16(), tx.bfloat16()
-                peer = lambda tx=tx, tw=tw: torch.nn.functional.linear(tx, tw)
-            yield Case(f"packed_{format}", f"{m} x {i} x {o}", lambda x=x, w=w, y=y: K.linear(x, w, out=y), checked(w, x),
-                       flops=2.0 * m * i * o, torch=peer, precision="bf16" if format == "bf16" else "int8")
+            yield Case("packed_linear", f"{m} x {i} x {o} {format}", partial(build, format, m, i, o), flops=2.0 * m * i * o,
+                       precision="bf16" if format == "bf16" else "int8")
+
+
+def build(format, m, i, o):
+    rng = np.random.default_rng(0)
+    once = Packed.quantize(rng.standard_normal((min(o, 1024), i), np.float32), format)  # repeated: quantising 500 MB takes longer
+    parts = [None if a is None else np.resize(a, (o // 32, *a.shape[1:])) for a in (once.words, once.scales, once.mins)]
+    w, x, y = Packed(format, (o, i), *parts), rng.standard_normal((m, i), np.float32), K.empty((m, o))
+
+    def run():
+        return K.linear(x, w, out=y)
+
+    def check():
+        run()
+        for at in (0, o // 32 - 1):
+            panel = Packed(format, (32, i), *(a if a is None else a[at : at + 1] for a in parts))
+            close(y[:, 32 * at : 32 * at + 32], reference.linear(x.astype(np.float64), panel), 1e-5, f"linear with {format}")
+
+    torch, peers = torch_or_none(), {}
+    if torch and o * i < 3e8:
+        dtype = torch.bfloat16 if format == "bf16" else torch.float32
+        tw, tx = torch.from_numpy(w.dequantize()).to(dtype), torch.from_numpy(x).to(dtype)
+        peers["torch"] = lambda: torch.nn.functional.linear(tx, tw)
+    return run, check, peers

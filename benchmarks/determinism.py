@@ -31,7 +31,7 @@ def build(folder, free):
             text, count = re.subn(pattern, replacement, text)
             assert count == times, f"{name}: {pattern} found {count} times, expected {times}"
         path.write_text(text)
-    sources = [str(p) for p in folder.rglob("*.cpp") if p.name != "bind.cpp"] + [str(ROOT / "benchmarks/determinism.cpp")]
+    sources = [str(p) for p in folder.rglob("*.cpp") if not p.name.startswith("bind")] + [str(ROOT / "benchmarks/determinism.cpp")]
     subprocess.run(["g++", *FLAGS, f"-I{folder}", *sources, "-o", folder / "run"], check=True)
     return folder / "run"
 

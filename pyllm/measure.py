@@ -27,18 +27,18 @@ def median_seconds(function, budget=0.5, rounds=7):
 
 
 def peak_gflops(budget=0.1, precision="f32"):
-    """-> multiply-adds in registers, all threads, GFLOP/s (2 a multiply-add), of float32 or bf16 operands; 0.0 without compiled kernels."""
+    """-> multiply-adds in registers, all threads, GFLOP/s (2 each), of float32, bf16 or int8 operands; 0.0 without compiled kernels."""
     if K.active() == "reference":
         return 0.0
-    from pyllm.kernels.native import fma_peak
+    from pyllm.kernels import native
 
-    reduced = precision == "bf16"
-    fma_peak(1000, reduced)
+    probe = native.int8_peak if precision == "int8" else lambda rounds: native.fma_peak(rounds, precision == "bf16")
+    probe(1000)
     rounds, best = 20000, 0.0
     deadline = time.perf_counter() + budget
     while time.perf_counter() < deadline:
         began = time.perf_counter()
-        flops = fma_peak(rounds, reduced)
+        flops = probe(rounds)
         best = max(best, flops / (time.perf_counter() - began))
     return best / 1e9
 

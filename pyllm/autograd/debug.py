@@ -21,7 +21,7 @@ def watched(function):
     def call(*args, **options):
         row = profile.row(name, args) if level == 1 else None
         with profile.inside(row) if row else nullcontext():
-            y, vjp = function(*args, **options)
+            y, vjp, *again = function(*args, **options)
         if level == 2:
             _finite(y, f"{name}: the output", args)
         if level == 3:
@@ -48,7 +48,7 @@ def watched(function):
                 _finite(g, f"{name}: the gradient of argument {i}", args)
             return g
 
-        return y, watched_vjp
+        return y, watched_vjp, *again
 
     return call
 
@@ -106,8 +106,7 @@ def _line(label, rows, wall, peaks, bandwidth):
         rate = f"{flops / took / 1e9:.1f} GFLOP/s" if flops and sum(at_peak) >= sum(at_bandwidth) else f"{moved / took / 1e9:.1f} GB/s"
         if not flops or sum(at_peak):
             share = f"{100 * sum(map(max, at_peak, at_bandwidth)) / took:.0f} %"
-    if any(precision == "bf16" for _, _, precision, _ in work):
-        label += " bf16"
+    label += "".join(f" {precision}" for precision in ("bf16", "int8") if any(precision == p for _, _, p, _ in work))
     back = f"{1e3 * backward:.1f}" if backward else ""
     return (f"{label[:43]:<44}{sum(row.calls for row in rows):>8}{1e3 * forward:>12.1f}{back:>12}{rate:>17}{share:>10}"
             f"{_share(took, wall):>8}")

@@ -16,7 +16,7 @@ _F32 = np.dtype(np.float32)
 
 class _State(threading.local):  # a thread that generates under no_grad does not stop another one from training
     recording = True
-    need = ()
+    need = again = ()
     precision = "f32"
 
 
@@ -26,7 +26,7 @@ _state = _State()
 class Tensor:
     """An array with a gradient. data: float32 (float64 for gradient checks), any shape; grad: the same shape or None."""
 
-    __slots__ = ("data", "grad", "requires_grad", "_node")
+    __slots__ = ("data", "grad", "requires_grad", "_node", "_again")
 
     def __init__(self, data, requires_grad=False):
         data = data if type(data) is np.ndarray else np.asarray(data)
@@ -34,7 +34,7 @@ class Tensor:
             if data.dtype.kind not in "fiub":
                 raise TypeError(f"Tensor: data of dtype {data.dtype}; expected real numbers")
             data = data.astype(np.float32)
-        self.data, self.grad, self.requires_grad, self._node = data, None, requires_grad, None
+        self.data, self.grad, self.requires_grad, self._node, self._again = data, None, requires_grad, None, None
 
     shape = property(lambda self: self.data.shape)
     ndim = property(lambda self: self.data.ndim)
@@ -69,7 +69,7 @@ class Tensor:
             grad = np.ones_like(self.data)
         if self._node is None:
             raise ValueError("backward: nothing below requires a gradient, or the tape was used up or switched off by no_grad")
-        _send(self, np.asarray(grad, self.dtype), None)
+        _send(self._node, np.asarray(grad, self.dtype), None)
         queue = [(-self._node.serial, self._node)]
         queued = {self._node}
         while queue:
@@ -80,54 +80,60 @@ class Tensor:
                 if g is None or parent is None:
                     continue
                 _send(parent, g, dy)
-                if parent._node is not None and parent._node not in queued:
-                    queued.add(parent._node)
-                    heapq.heappush(queue, (-parent._node.serial, parent._node))
+                if type(parent) is Node and parent not in queued:
+                    queued.add(parent)
+                    heapq.heappush(queue, (-parent.serial, parent))
             node.vjp = node.parents = None  # frees what the vjp kept
 
     # ---- arithmetic: ops.math attaches +, -, *, /, @, [] and the like ----
 
 
 class Node:
-    """One recorded call: what it was made from and how a gradient flows back through it."""
+    """One recorded call, its result of this shape and dtype: how a gradient flows back through it, and to whom.
 
-    __slots__ = ("vjp", "parents", "need", "serial", "dy", "owned")
+    parents: for each argument the Node that made it, the Tensor itself where it is a leaf, None where it needs no gradient. Results are not
+    among them, so an array lives on only where a vjp wants it.
+    """
 
-    def __init__(self, vjp, parents, need):
-        self.vjp, self.parents, self.need, self.serial, self.dy, self.owned = vjp, parents, need, next(_serial), None, False
+    __slots__ = ("vjp", "parents", "need", "shape", "dtype", "serial", "dy", "owned")
+
+    def __init__(self, vjp, args, need, result):
+        self.vjp, self.need, self.shape, self.dtype = vjp, need, result.shape, result.dtype
+        self.parents = [(a if a._node is None else a._node) if n else None for a, n in zip(args, need)]
+        self.serial, self.dy, self.owned = next(_serial), None, False
 
 
-def _send(tensor, g, dy):
-    """Adds g to what tensor has received; g may be dy itself or a view of it, then it is not ours to write into.
+def _send(to, g, dy):
+    """Adds g to what a Node or a leaf has received; g may be dy itself or a view of it, then it is not ours to write into.
 
     A function in place of an array is a gradient that adds itself: g(into) -> into + gradient, written into `into`; of None: the
     gradient.
     """
-    node = tensor._node
+    leaf = type(to) is Tensor
     if callable(g):
-        into = tensor.grad if node is None else node.dy if node.owned else None
+        into = to.grad if leaf else to.dy if to.owned else None
         if into is not None and into.dtype == np.float32 and into.flags.c_contiguous and into.flags.writeable:
             g(into)
             return
         g = g(None)
-    if g.shape != tensor.data.shape:
-        raise ValueError(f"backward: a gradient of shape {g.shape} for a tensor of shape {tensor.data.shape}")
-    if g.dtype != tensor.data.dtype:  # losses are float64, what is below them is not
-        g = g.astype(tensor.data.dtype)
+    if g.shape != to.shape:
+        raise ValueError(f"backward: a gradient of shape {g.shape} for a tensor of shape {to.shape}")
+    if g.dtype != to.dtype:  # losses are float64, what is below them is not
+        g = g.astype(to.dtype)
     ours = dy is not None and not np.may_share_memory(g, dy)
-    if node is None:
-        if tensor.grad is None:
-            tensor.grad = g if ours else g.copy()
+    if leaf:
+        if to.grad is None:
+            to.grad = g if ours else g.copy()
         else:
-            tensor.grad = _add(tensor.grad, g, True)
-    elif node.vjp is None:
+            to.grad = _add(to.grad, g, True)
+    elif to.vjp is None:
         raise ValueError("backward: the tape below was used up by an earlier backward. Hint: run the forward again")
-    elif node.dy is None:
-        node.dy, node.owned = g, ours
-    elif node.owned:
-        node.dy = _add(node.dy, g, True)
+    elif to.dy is None:
+        to.dy, to.owned = g, ours
+    elif to.owned:
+        to.dy = _add(to.dy, g, True)
     else:
-        node.dy, node.owned = _add(node.dy, g, False), True
+        to.dy, to.owned = _add(to.dy, g, False), True
 
 
 def _add(a, b, into):
@@ -191,11 +197,40 @@ def needs():
     return _state.need if _state.recording else (False,) * 8
 
 
+class _Again:
+    """Makes a result of an operation once more, for all vjps that want it; kept from the first to the last of them."""
+
+    __slots__ = ("make", "users", "array")
+
+    def __init__(self, make):
+        self.make, self.users, self.array = make, 0, None
+
+    def __call__(self):
+        array = self.make() if self.array is None else self.array
+        self.users -= 1
+        self.array = array if self.users else None
+        return array
+
+
+AGAIN = 2**21  # bytes from which on a result is made again rather than kept: smaller ones lie in the caches, where keeping costs nothing
+
+
+def kept(i, x):
+    """-> a function that gives x, the argument i of the operation being called, to its vjp, once; without keeping x where it can be made
+    again at less than the cost of its memory."""
+    again = _state.again[i] if i < len(_state.again) else None
+    if again is None or x.nbytes < AGAIN:
+        return lambda: x
+    again.users += 1
+    return again
+
+
 def op(function):
-    """function(*arrays, **options) -> (y, vjp) becomes an operation over Tensors.
+    """function(*arrays, **options) -> (y, vjp) or (y, vjp, again) becomes an operation over Tensors.
 
     vjp(dy, need) -> one gradient for each positional argument (a tuple, or the array alone), None where there is none;
-    need[i] is False for an argument that is frozen: the place to skip work. A gradient may be a function, see _send. Options are passed
+    need[i] is False for an argument that is frozen: the place to skip work. A gradient may be a function, see _send. again() -> y once more,
+    where that is cheap: see kept. Options are passed
     by keyword and never differentiated.
     """
     name = function.__name__
@@ -209,11 +244,14 @@ def op(function):
         if not _state.recording:
             return Tensor(function(*[a.data if type(a) is Tensor else a for a in args], **options)[0])
         _state.need = need = tuple([type(a) is Tensor and a.requires_grad for a in args])
-        y, vjp = function(*[a.data if type(a) is Tensor else a for a in args], **options)
+        _state.again = tuple([a._again if type(a) is Tensor else None for a in args])
+        y, vjp, *again = function(*[a.data if type(a) is Tensor else a for a in args], **options)
         result = Tensor(y)
+        if again:
+            result._again = _Again(*again)
         if True in need:
             result.requires_grad = True
-            result._node = Node(vjp, [a if n else None for a, n in zip(args, need)], need)
+            result._node = Node(vjp, args, need, result)
         return result
 
     REGISTRY[name] = call
@@ -240,5 +278,5 @@ def checkpoint(function, *inputs):
         return tuple(t.grad for t in again)
 
     result.requires_grad = True
-    result._node = Node(vjp, list(inputs), tuple(t.requires_grad for t in inputs))
+    result._node = Node(vjp, inputs, tuple(t.requires_grad for t in inputs), result)
     return result

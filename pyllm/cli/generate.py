@@ -30,7 +30,7 @@ def run(args):
 
     model, tokenizer = load(model_folder(args.model))
     if tokenizer is None:
-        raise FormatError(f"{args.model}: the folder has no tokenizer.json, which text needs")
+        raise FormatError(f"{args.model}: the folder has no tokenizer file, such as tokenizer.json, which text needs")
     prompt = args.prompt
     if prompt == "-" or prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read().removesuffix("\n")

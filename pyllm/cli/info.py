@@ -1,7 +1,7 @@
 """pyllm info: what runs here, and what a model folder holds."""
 import sys
 
-EXTRAS = {"cli": ("tqdm",), "plot": ("matplotlib",), "test": ("pytest", "hypothesis", "safetensors")}
+EXTRAS = {"cli": ("tqdm",), "plot": ("matplotlib",), "text": ("regex",), "test": ("pytest", "hypothesis", "safetensors")}
 
 
 def add_arguments(parser):
@@ -71,6 +71,7 @@ def model_facts(path):
     from pyllm.folders import build
     from pyllm.io.files import read_json
     from pyllm.io.safetensors import read_shards
+    from pyllm.text import has_tokenizer, read_tokenizer
 
     folder = model_folder(path)
     model = build(read_json(folder / "config.json"))
@@ -82,9 +83,7 @@ def model_facts(path):
              "width": model.config.size("width"), "vocabulary": model.config.vocab_size, "tied_head": model.config.tie_word_embeddings,
              "tensors": len(tensors), "dtypes": dtypes,
              "bytes": sum(t.nbytes for t in tensors.values())}
-    if (folder / "tokenizer.json").is_file():
-        from pyllm.text import read_tokenizer
-
+    if has_tokenizer(folder):
         tokenizer = read_tokenizer(folder)
         facts |= {"tokenizer": type(tokenizer).__name__, "tokens": tokenizer.vocab_size, "eos_id": tokenizer.eos_id}
     return facts

@@ -141,9 +141,10 @@ class Decoder(Trunk):
         x = self.embed_tokens(tokens)
         if self.config.embed_scale != 1:
             x = x * self.config.embed_scale
-        if cache is not None and not self.config.sandwich and (y := step(self.layers, x, cache, rng)) is not None:
-            return self.norm(y)
-        return self.norm(through(self.layers, x, checkpointing=self.checkpointing, rng=rng, at=at, segments=segments, cache=cache))
+        y = step(self.layers, x, cache, rng)
+        if y is None:
+            y = through(self.layers, x, checkpointing=self.checkpointing, rng=rng, at=at, segments=segments, cache=cache)
+        return self.norm(y)
 
     def limit(self):
         """-> how many positions there are; dynamic scaling is made for texts beyond the context."""

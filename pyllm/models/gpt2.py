@@ -138,9 +138,10 @@ class Body(Trunk):
         if c.position == "t5":
             bias = (self.relative_attention_bias(t, int(starts.max()) + t, starts),)
         x = ops.dropout(x, c.embd_pdrop, rng and rng.fold(c.n_layer))
-        if cache is not None and not bias and (y := step(self.h, x, cache, rng)) is not None:
-            return self.ln_f(y)
-        return self.ln_f(through(self.h, x, *bias, checkpointing=self.checkpointing, rng=rng, at=at, segments=segments, cache=cache))
+        y = None if bias else step(self.h, x, cache, rng)
+        if y is None:
+            y = through(self.h, x, *bias, checkpointing=self.checkpointing, rng=rng, at=at, segments=segments, cache=cache)
+        return self.ln_f(y)
 
 
 class GPT2(CausalLM):

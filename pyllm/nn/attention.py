@@ -126,9 +126,11 @@ class RotaryBlock(Module):
         return x + ops.dropout(self.post_feedforward_layernorm(inner), self.p, keys[1])
 
     def plan(self):
-        """-> the same for a step in one call; not of a sandwich."""
+        """-> the same for a step in one call, None with sandwich norms."""
         a, mlp = self.self_attn, self.mlp
-        heads, kv_heads = (p.weight.shape[0] // a.head_size for p in (a.q_proj, a.k_proj))
+        if self.pre_feedforward_layernorm is not None:
+            return None
         return BlockPlan(self.input_layernorm, (a.q_proj, a.k_proj, a.v_proj), a.o_proj, self.post_attention_layernorm, mlp.up_proj,
-                         mlp.down_proj, mlp.activation, heads, kv_heads, a.head_size**-0.5 if a.scale is None else a.scale,
-                         gate=mlp.gate_proj, q_norm=a.q_norm, k_norm=a.k_norm, rotary=a.rotary, window=a.window)
+                         mlp.down_proj, mlp.activation, a.q_proj.weight.shape[0] // a.head_size, a.k_proj.weight.shape[0] // a.head_size,
+                         a.head_size**-0.5 if a.scale is None else a.scale, gate=mlp.gate_proj, q_norm=a.q_norm, k_norm=a.k_norm,
+                         rotary=a.rotary, window=a.window)

@@ -41,10 +41,11 @@ class BlockPlan:
 def step(blocks, x, cache, rng=None):
     """x:(B, T, C) Tensor, tokens behind those of `cache` -> what blocks give, bit for bit as one by one, keys and values appended; or None.
 
-    None where they have to run one by one: weights of a kind that the call does not take, the reference kernels, bfloat16 products,
-    PYLLM_DEBUG, dropout. Each of blocks: a module with plan() -> BlockPlan; blocks[i] is layer i of the cache.
+    None where they have to run one by one: no cache, weights of a kind that the call does not take, the reference kernels, bfloat16
+    products, PYLLM_DEBUG, dropout. Each of blocks: a module with plan() -> BlockPlan, or None if it is no such block; blocks[i] is layer i
+    of the cache.
     """
-    if rng is not None or reduced() or K.active() == "reference" or env.debug():
+    if cache is None or rng is not None or reduced() or K.active() == "reference" or env.debug():
         return None
     if cache.step is None:
         cache.step = _Step(blocks)
@@ -55,10 +56,11 @@ class _Step:
     """The plans of blocks, handed to C++ once for the life of a cache: it holds keys that these weights gave."""
 
     def __init__(self, blocks):
-        plans = [block.plan() for block in blocks]
+        plans, self.blocks = [block.plan() for block in blocks], None
+        if None in plans:
+            return
         self.tables = list({id(p.rotary): p.rotary for p in plans if p.rotary is not None}.values())
         self.shapes = [(p.kv_heads, p.out.weight.shape[1] // p.heads) for p in plans]
-        self.blocks = None
         if all(map(_plain, plans)):
             self.blocks = _C.Blocks([self._described(p) for p in plans], plans[0].out.weight.shape[0])
 

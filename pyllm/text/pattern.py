@@ -13,6 +13,29 @@ def short(value):
     return f"a {type(value).__name__} of {len(value)}" if large else json.dumps(value)[:120]
 
 
+class Limited:
+    """An expression of the package `regex` that gives up, with a FormatError, after a second and one more for every 100,000 characters:
+    some expressions take years on some texts."""
+
+    def __init__(self, find):
+        self.find = find
+
+    def finditer(self, text):
+        try:
+            yield from self.find.finditer(text, timeout=1 + len(text) / 100_000)
+        except TimeoutError:
+            raise self._slow(text) from None
+
+    def sub(self, new, text):
+        try:
+            return self.find.sub(new, text, timeout=1 + len(text) / 100_000)
+        except TimeoutError:
+            raise self._slow(text) from None
+
+    def _slow(self, text):
+        return FormatError(f"the expression {self.find.pattern!r:.200} takes too long on a text of {len(text)} characters")
+
+
 def compile_expression(pattern, where):
     """pattern: {"String": s} or {"Regex": r} -> a compiled expression. FormatError where nothing here can run it."""
     if isinstance(pattern, dict) and isinstance(pattern.get("String"), str) and pattern["String"]:
@@ -25,7 +48,7 @@ def compile_expression(pattern, where):
             return re.compile(expression)
         import regex
 
-        return regex.compile(expression, regex.V1)
+        return Limited(regex.compile(expression, regex.V1))
     except ImportError:
         raise FormatError(f"{where}: the expression {expression!r:.200} needs the package `regex`: pip install regex") from None
     except Exception as error:  # whatever the engine objects to

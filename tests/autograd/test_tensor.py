@@ -147,6 +147,36 @@ def test_gradients_that_add_themselves():
         np.testing.assert_allclose(together, apart, rtol=1e-5, atol=1e-5)
 
 
+def test_results_made_again_give_the_bits_of_those_kept(monkeypatch):
+    """Norms, gates and activations are made again for the vjps that want them, once for all of them, and not kept in between."""
+    import weakref
+
+    from pyllm.autograd import tensor
+
+    draw, alive = np.random.default_rng(1), []
+    arrays = [draw.standard_normal(s).astype(np.float32) for s in ((5, 8), (8,), (12, 8), (12, 8), (8, 12), (8, 12), (9, 8))]
+
+    def gradients():
+        x, gain, a, b, c, d, e = leaves = [Tensor(y, requires_grad=True) for y in arrays]
+        y = ops.rms_norm(x, gain)
+        inner = ops.glu(ops.linear(y, a), ops.linear(y, b))
+        z = ops.layer_norm(ops.linear(inner, c, None, x), gain)
+        alive[:] = [weakref.ref(t.data) for t in (y, inner)]
+        out = ops.linear(ops.linear(z, a, activation="gelu_tanh"), d)
+        del y, inner, z
+        loss = (ops.linear(out, e) * 3).sum()
+        held = [r() is not None for r in alive]
+        loss.backward()
+        return held, [t.grad for t in leaves]
+
+    kept, expected = gradients()
+    monkeypatch.setattr(tensor, "AGAIN", 0)
+    made, got = gradients()
+    assert all(kept) and not any(made)
+    for g, e in zip(got, expected):
+        np.testing.assert_array_equal(g, e)
+
+
 # ---- errors ----------------------------------------------------------------------------------------------------------
 
 

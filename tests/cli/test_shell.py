@@ -111,7 +111,17 @@ def test_generate_takes_the_newest_checkpoint_of_an_unfinished_run(folder, tmp_p
 def test_a_folder_without_a_tokenizer(folder, tmp_path, capsys):
     pyllm.save(pyllm.load(folder)[0], None, tmp_path / "m")
     assert main(["generate", "--model", str(tmp_path / "m"), "--prompt", "a"]) == 4
-    assert "no tokenizer.json" in capsys.readouterr().err
+    assert "such as tokenizer.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["bpe", "sentencepiece", "unigram", "wordpiece", "chars"])
+def test_tokenizers_of_every_kind_are_trained(kind, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text(TEXT * 20)
+    options = ["--vocab-size", "400", "--data", str(tmp_path / "text.txt"), "--out", str(tmp_path)]
+    assert main(["tokenize", "train", "--kind", kind, *options]) == 0
+    assert main(["tokenize", "encode", "--tokenizer", str(tmp_path), "--text", "the fox"]) == 0
+    trained, ids = capsys.readouterr().out.splitlines()
+    assert "characters a token" in trained and all(id.isdecimal() for id in ids.split())
 
 
 @pytest.mark.parametrize("raised,code,words", [

@@ -156,3 +156,10 @@ SHAPED = [
     *(Case("rope", lambda r, n, c: (x(r, n, 30, 3, 26), x(r, 99, 12), x(r, 99, 12), r.integers(0, 99, (n, 30)).astype(np.int32)), (0, 3),
            kwargs={"interleaved": i}, rtol=1e-6) for i in (False, True)),
 ]
+# Rounds to bfloat16 what it makes itself, not only what it is given: errors have tests of their own, bits do not depend on it.
+ROUNDED = [
+    *(Case("attention", attention(reduced=True, **mask), (0, 1, 2), (0, 1)) for mask in MASKS),
+    *(Case("attention_vjp", attention(vjp=True, reduced=True, **mask), (0, 1, 2, 3, 4, 5), (0, 1, 2)) for mask in MASKS),
+    Case("linear_cross_entropy", lambda r, n, c: (x(r, n, 24), x(r, c, 24), x(r, c), ids(r, n, c, -1)), (0, 3), (0, 1),
+         {"need": (True, True, True), "reduced": True}),
+]

@@ -3,7 +3,9 @@ import numpy as np
 import pytest
 
 from pyllm import kernels as K
-from tests.kernels.cases import CASES, SHAPED
+from tests.kernels.cases import CASES, ROUNDED, SHAPED
+
+EVERY = CASES + SHAPED + ROUNDED
 
 # Of these a row's bits follow from its position in the batch, or nothing of the output belongs to a row.
 NO_ROWS = {"dropout": "element i of the whole array draws word i", "column_sum": "", "sum_squares": "", "embedding_vjp": ""}
@@ -11,12 +13,12 @@ NO_THREADS = {"empty": "gives memory", "random_bits": "the words that dropout dr
 
 
 def cases_of_rows():
-    return [c for c in CASES + SHAPED if c.kernel not in NO_ROWS and c.rows]
+    return [c for c in EVERY if c.kernel not in NO_ROWS and c.rows]
 
 
 def test_every_kernel_is_in_a_table():
     """A kernel that was added without a case would be bound to nothing below."""
-    known = {case.kernel for case in CASES + SHAPED}
+    known = {case.kernel for case in EVERY}
     missing = set(K.KERNELS) - known - NO_THREADS.keys()
     assert not missing, "give them a line in tests/kernels/cases.py"
     assert {case.kernel for case in cases_of_rows()} | NO_ROWS.keys() >= known
@@ -26,7 +28,7 @@ def sizes(case):
     return (5, 700) if case.kernel.startswith("attention") else (130, 900) if case in SHAPED else (517, 403)
 
 
-@pytest.mark.parametrize("case", CASES + SHAPED, ids=str)
+@pytest.mark.parametrize("case", EVERY, ids=str)
 def test_same_bits_for_any_thread_count(case, isa):
     args = case.make(np.random.default_rng(2), *sizes(case))
     before = K.num_threads()

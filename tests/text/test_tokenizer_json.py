@@ -190,6 +190,17 @@ def test_no_file(tmp_path):
         read_tokenizer(tmp_path)
 
 
+def test_an_expression_that_explodes_is_stopped(tmp_path):
+    pytest.importorskip("regex")
+    split = {"type": "Split", "pattern": {"Regex": r"(a|b|ab)*(?=c)"}, "behavior": "Isolated", "invert": False}
+    tokenizer = read(tmp_path, changed("pre_tokenizer", value=sequence(split, BYTE_LEVEL)))
+    assert tokenizer.decode(tokenizer.encode("abc abab")) == "abc abab"
+    start = time.perf_counter()
+    with pytest.raises(FormatError, match=r"\(a\|b\|ab\).* takes too long on a text of 10000 characters"):
+        tokenizer.encode("ab" * 5000)
+    assert time.perf_counter() - start < 10
+
+
 JSON = st.recursive(st.none() | st.booleans() | st.integers(-5, 400) | st.floats(allow_nan=False) | st.text(max_size=5),
                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5)
 PLACES = ["version", "truncation", "added_tokens", "added_tokens/0", "added_tokens/0/id", "added_tokens/0/content", "normalizer", "model",

@@ -2,7 +2,7 @@
 import numpy as np
 
 from pyllm import kernels as K
-from pyllm.autograd.tensor import op, reduced
+from pyllm.autograd.tensor import kept, needs, op, reduced
 
 
 @op
@@ -14,8 +14,8 @@ def linear(x, w, b=None, residual=None, *, activation=None):
     """
     if x.shape[-1] != w.shape[1]:
         raise ValueError(f"linear: x {x.shape} has {x.shape[-1]} channels, w {w.shape} expects {w.shape[1]}")
-    rows, shape = x.reshape(-1, x.shape[-1]), (*x.shape[:-1], w.shape[0])
-    half = reduced()
+    rows, x_shape, shape = x.reshape(-1, x.shape[-1]), x.shape, (*x.shape[:-1], w.shape[0])
+    half, saved = reduced(), kept(0, x) if needs()[1] else None
     y = K.linear(rows, w, bias=b, act=activation, residual=None if residual is None else residual.reshape(-1, w.shape[0]), reduced=half)
     y, z = y if activation else (y, None)
 
@@ -23,11 +23,13 @@ def linear(x, w, b=None, residual=None, *, activation=None):
         dz = dy.reshape(-1, w.shape[0])
         if activation:
             dz = K.activation_vjp(dz, z, activation)
-        dx = _product(K.linear_vjp, dz, w, x.shape, reduced=half) if need[0] else None
-        dw = _product(K.matmul, dz, rows, w.shape, ta=True, reduced=half) if need[1] else None
+        dx = _product(K.linear_vjp, dz, w, x_shape, reduced=half) if need[0] else None
+        dw = _product(K.matmul, dz, saved().reshape(-1, x_shape[-1]), w.shape, ta=True, reduced=half) if need[1] else None
         db = K.column_sum(dz) if len(need) > 2 and need[2] else None
         return (dx, dw, db, dy)[: len(need)]
 
+    if activation and residual is None:
+        return y.reshape(shape), vjp, lambda: K.activation(z, activation)
     return y.reshape(shape), vjp
 
 
@@ -55,7 +57,7 @@ def activation(x, *, kind):
 @op
 def glu(gate, up, *, kind="silu"):
     """kind(gate) * up: SwiGLU with silu. Shazeer 2020."""
-    return K.glu(gate, up, kind), lambda dy, need: K.glu_vjp(dy, gate, up, kind)
+    return K.glu(gate, up, kind), lambda dy, need: K.glu_vjp(dy, gate, up, kind), lambda: K.glu(gate, up, kind)
 
 
 @op
