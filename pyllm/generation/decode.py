@@ -15,13 +15,14 @@ class Decoder:
     A row's tokens depend on its prompt, its seed and the sampling alone, not on its neighbours: each row stands at its own length in the
     cache, and the kernels give a row the same bits in any batch. seeds: an int a row; draw t of a row comes from Rng(seed).fold(t).
     capacity: tokens there will probably be. vocabulary: ids from there on, such as rows that only fill up an embedding, are never drawn.
+    memory: what a row each of an encoder-decoder looks at; model is then its Continuation, prompts the decoder's first tokens.
     slide: a row that fills the context goes on from the last half of it, read anew. ValueError: no or an empty prompt, one beyond the
     context (without slide), an id beyond the vocabulary.
 
     rows:(b,) the prompts that the rows left continue; history: their ids so far, prompt included.
     """
 
-    def __init__(self, model, prompts, sampling=Sampling(), seeds=None, capacity=0, vocabulary=None, slide=False):
+    def __init__(self, model, prompts, sampling=Sampling(), seeds=None, capacity=0, vocabulary=None, slide=False, memory=None):
         if not len(prompts) or not all(map(len, prompts)):
             what = f"prompt {[len(p) for p in prompts].index(0)} has no tokens" if len(prompts) else "no prompts"
             raise ValueError(f"generate: {what}; expected at least one token a row")
@@ -42,6 +43,7 @@ class Decoder:
             for seen, ids in zip(self.seen, self.history):
                 seen[[i for i in ids if i < self.vocabulary]] = True
         self.cache = Cache(len(prompts), min(self.context, longest + capacity))
+        self.cache.memory = memory and memory.rows(self.rows)
         texts = [ids if len(ids) <= self.context else self._recent(ids) for ids in self.history]
         self.logits = self._head(self._read(self.cache, texts))
 
@@ -76,7 +78,7 @@ class Decoder:
             raise FloatingPointError(f"generate: the model gives NaN or infinity for prompt {self.rows[finite.argmin()]} after "
                                      f"{self.drawn} tokens. Hint: are its weights whole?")
         with no_grad():
-            return ops.linear(hidden, self.model.head_weight()).data[:, : self.vocabulary]
+            return ops.linear(hidden, self.model.head_weight(), self.model.head_bias()).data[:, : self.vocabulary]
 
     def step(self):
         """-> ids:(b,) int32, the next token of each row left."""

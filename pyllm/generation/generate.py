@@ -4,9 +4,11 @@ from numbers import Integral
 
 import numpy as np
 
+from pyllm.autograd import no_grad
 from pyllm.errors import ConfigError
 from pyllm.generation.decode import Decoder
 from pyllm.generation.sampling import Sampling
+from pyllm.models.seq2seq import Continuation, EncoderDecoder
 
 
 @dataclass
@@ -29,10 +31,10 @@ def generate(model, tokenizer, prompts, *, max_tokens=100, temperature=1.0, top_
 
     Tokens are chosen in this order: repetition penalty -> temperature -> top-k -> top-p -> min-p -> draw; see Sampling. stop: a string or
     several; a row ends before the first of them, or at the end token of the tokenizer or the model. Row i draws from seed + i, so that it
-    gives what a call with its prompt alone and that seed gives. A row that fills the model's context ends there; with slide it forgets
-    the older half and goes on. tokenizer None: for prompts of ids; the text is then "". ValueError: no prompt, an empty one (an empty
-    text starts at the tokenizer's begin or end token where it has one), one beyond the context, values out of range, a tokenizer with
-    more tokens than the model. FloatingPointError: the model gives NaN.
+    gives what a call with its prompt alone and that seed gives. An encoder-decoder reads the prompts and answers from its start tokens on.
+    A row that fills the model's context ends there; with slide it forgets the older half and goes on. tokenizer None: for prompts of ids;
+    the text is then "". ValueError: no prompt, an empty one (an empty text starts at the tokenizer's begin or end token where it has one),
+    one beyond the context, values out of range, a tokenizer with more tokens than the model. FloatingPointError: the model gives NaN.
     """
     alone = isinstance(prompts, str) or len(prompts) > 0 and isinstance(prompts[0], Integral)
     rows = [prompts] if alone else list(prompts)
@@ -98,7 +100,14 @@ def _decoder(model, tokenizer, prompts, sampling, max_tokens, seed, slide):
             raise ValueError(f"generate: the tokenizer has {vocabulary} tokens, the model {model.config.vocab_size}. "
                              "Hint: is this the model's own tokenizer?")
     ids = [_ids(tokenizer, prompt, row) for row, prompt in enumerate(prompts)]
-    return Decoder(model, ids, sampling, [seed + row for row in range(len(ids))], min(max_tokens, 256), vocabulary, slide)
+    memory = None
+    if isinstance(model, EncoderDecoder):
+        if not ids or not all(ids):
+            raise ValueError("generate: no prompts, or one without tokens; expected at least one token a row")
+        with no_grad():
+            memory = model.read(ids)
+        model, ids = Continuation(model), [model.config.starts] * len(ids)
+    return Decoder(model, ids, sampling, [seed + row for row in range(len(ids))], min(max_tokens, 256), vocabulary, slide, memory)
 
 
 def _ids(tokenizer, prompt, row):

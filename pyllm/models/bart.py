@@ -58,7 +58,7 @@ class BartConfig(Config):
                                   f"{getattr(self, f'{side}_attention_heads')}")
         self.check_activation("activation_function")
 
-    start_id = property(lambda self: self.decoder_start_token_id)
+    starts = property(lambda self: [i for i in (self.decoder_start_token_id, self.forced_bos_token_id) if i is not None])
 
 
 class Attention(Module):

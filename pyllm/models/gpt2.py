@@ -97,7 +97,7 @@ class Block(Module):
         return add_projection(self.mlp.c_proj, self.mlp.c_fc(self.ln_2(x), activation=self.mlp.activation), x, self.p, rng and rng.fold(1))
 
     def plan(self):
-        """-> the same for a step in one call."""
+        """-> the same for a step in one call, without a bias."""
         attn, mlp = self.attn, self.mlp
         return BlockPlan(self.ln_1, (attn.c_attn,), attn.c_proj, self.ln_2, mlp.c_fc, mlp.c_proj, mlp.activation, attn.heads, attn.heads,
                          attn.scale, rotary=attn.rotary)

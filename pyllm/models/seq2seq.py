@@ -69,9 +69,17 @@ class EncoderDecoder(Module):
         hidden = self.hidden(tokens, decoder_tokens, segments, decoder_segments, rng=rng)
         return ops.linear(hidden, self.head_weight(), self.head_bias())
 
-    def continued(self, tokens, memory, cache):
-        """tokens:(B, T) behind those of the cache, memory: a Memory of as many rows -> hidden states (B, T, C), without gradients."""
+    def read(self, rows):
+        """rows: lists of ids -> the Memory of these texts."""
+        tokens, segments = np.zeros((2, len(rows), max(map(len, rows))), np.int32)
+        for row, ids in enumerate(rows):
+            tokens[row, : len(ids)], segments[row, : len(ids)] = ids, 1
+        return Memory(self.encode(tokens, segments), segments)
+
+    def continued(self, tokens, cache):
+        """tokens:(B, T) behind those of the cache, whose memory they look at -> hidden states (B, T, C), without gradients."""
         tokens, _ = self.check_decoder(tokens, None, cache)
+        memory = cache.memory
         cross = np.ones_like(tokens), memory.segments
         return self.decode(tokens, memory.hidden, segments=None, cross=cross, cache=cache, kept=memory.keys, rng=None)
 
@@ -94,3 +102,14 @@ class EncoderDecoder(Module):
         """-> {name a checkpoint may hold: the parameter it is a copy of}."""
         shared = next(iter(self.ALIASES.values()))
         return self.ALIASES if self.lm_head is not None else {**self.ALIASES, "lm_head.weight": shared}
+
+
+class Continuation:
+    """The decoder of an encoder-decoder, called like a causal language model."""
+
+    def __init__(self, model):
+        self.model, self.config, self.head_weight, self.head_bias = model, model.config, model.head_weight, model.head_bias
+
+    def hidden(self, tokens, cache):
+        """tokens:(B, T) -> Tensor (B, T, C)."""
+        return self.model.continued(tokens, cache)

@@ -61,7 +61,7 @@ class T5Config(Config):
     decoder_layers = property(lambda self: self.num_decoder_layers or self.num_layers)
     init_std = property(lambda self: self.initializer_factor)
     scaled = property(lambda self: self.tie_word_embeddings if self.scale_decoder_outputs is None else self.scale_decoder_outputs)
-    start_id = property(lambda self: self.decoder_start_token_id if self.decoder_start_token_id is not None else self.pad_token_id or 0)
+    starts = property(lambda self: [self.pad_token_id or 0 if self.decoder_start_token_id is None else self.decoder_start_token_id])
 
 
 class Attention(Module):

@@ -15,6 +15,7 @@ class Cache:
         self.capacity = capacity
         self.layers = {}
         self.shared = False  # a part of another one
+        self.memory = None  # of an encoder-decoder: what its rows look at, a Memory with as many
         self.step = None  # what step.py keeps for the model that fills the cache
 
     def append(self, layer, k, v):
@@ -52,6 +53,7 @@ class Cache:
         part = Cache(0, self.capacity)
         part.lengths, part.shared, part.step = self.lengths[start:stop], True, self.step
         part.layers = {layer: store[:, start:stop] for layer, store in self.layers.items()}
+        part.memory = self.memory and self.memory.rows(slice(start, stop))
         return part
 
     def remove(self, row):
@@ -59,6 +61,8 @@ class Cache:
         last = len(self.lengths) - 1
         length = self.lengths[row] = self.lengths[last]
         self.lengths = self.lengths[:last]
+        if self.memory is not None:
+            self.memory = self.memory.rows([last if i == row else i for i in range(last)])
         for layer, store in self.layers.items():
             if row != last:
                 store[:, row, :length] = store[:, last, :length]

@@ -80,7 +80,10 @@ def make(name, values):
     torch.manual_seed(0)
     kind = values["model_type"]
     spread = {} if kind == "t5" else {"init_std" if kind == "bart" else "initializer_range": 0.2}
-    config = AutoConfig.for_model(**values, **(PLAIN_GPT2 if kind == "gpt2" else {}), **spread)
+    plain = PLAIN_GPT2 if kind == "gpt2" else {}
+    if kind in ("bert", "gemma3_text", "bart"):  # the row of a padding token would get no gradient
+        plain = {"pad_token_id": None}
+    config = AutoConfig.for_model(**values, **plain, **spread)
     model = HEADS.get(kind, AutoModelForCausalLM).from_config(config, attn_implementation="sdpa").double().eval()
     with torch.no_grad():
         for p in model.parameters():
@@ -89,6 +92,7 @@ def make(name, values):
     tokens, targets, mask = batch(config.vocab_size)
     if kind == "bart":  # its positions are counted from the padding, ours from the text
         mask[1, :4], mask[1, 7:] = 1, 0
+        targets[mask == 0] = -100
     weights = {f"weight.{n}": p.detach().float().clone() for n, p in model.named_parameters()}
     logits, loss = loss_of(model, tokens, targets, mask)
     loss.backward()

@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 
+import pyllm
 from pyllm.autograd import Rng, no_grad, ops
 from pyllm.folders import build
 from pyllm.models.seq2seq import Memory
@@ -59,8 +60,9 @@ def test_ragged_cached_decoding_equals_the_full_forward(model):
     mask = np.ones_like(TOKENS)
     mask[1, 6:] = 0
     with no_grad():
-        memory, cache = Memory(model.encode(TOKENS, mask), mask), Cache(3, capacity=1)
-        first = model.continued(TARGETS[:, :3], memory, cache).data
+        cache = Cache(3, capacity=1)
+        cache.memory = Memory(model.encode(TOKENS, mask), mask)
+        first = model.continued(TARGETS[:, :3], cache).data
         lengths = np.array([3, 1, 2])
         cache.advance(lengths)
         full = [model.hidden(TOKENS[i : i + 1], TARGETS[i : i + 1], mask[i : i + 1]).data[0] for i in range(3)]
@@ -68,14 +70,30 @@ def test_ragged_cached_decoding_equals_the_full_forward(model):
             close(first[i, :n], full[i][:n])
         for step in range(2):
             here = np.array([[TARGETS[i, n + step]] for i, n in enumerate(lengths)])
-            got = model.continued(here, memory, cache).data
+            got = model.continued(here, cache).data
             cache.advance(np.ones(3, int))
             for i, n in enumerate(lengths):
                 close(got[i, 0], full[i][n + step])
         cache.remove(0)
-        got = model.continued(TARGETS[[2, 1], [4, 3]][:, None], memory.rows([2, 1]), cache).data
+        got = model.continued(TARGETS[[2, 1], [4, 3]][:, None], cache).data
         close(got[0, 0], full[2][4])
         close(got[1, 0], full[1][3])
+
+
+def test_generation(model):
+    """Greedy answers to prompts of unequal length are those of the full forward and of each prompt alone; drawn ones too."""
+    prompts = [TOKENS[0].tolist(), TOKENS[1, :4].tolist(), TOKENS[2, :6].tolist()]
+    together = pyllm.generate(model, None, prompts, max_tokens=6, temperature=0)
+    for prompt, got in zip(prompts, together):
+        ids = list(model.config.starts)
+        for _ in got.ids:
+            ids.append(int(model(np.array([prompt]), np.array([ids])).data[0, -1].argmax()))
+        assert got.ids == ids[len(model.config.starts) :]
+        assert got.ids == pyllm.generate(model, None, prompt, max_tokens=6, temperature=0).ids
+    drawn = [g.ids for g in pyllm.generate(model, None, prompts, max_tokens=6, seed=3)]
+    assert drawn == [pyllm.generate(model, None, p, max_tokens=6, seed=3 + i).ids for i, p in enumerate(prompts)]
+    with pytest.raises(ValueError, match="at least one token a row"):
+        pyllm.generate(model, None, [[1], []])
 
 
 def test_gradients_dropout_and_checkpointing(model):

@@ -101,11 +101,28 @@ def test_cached_decoding_equals_the_full_forward(pair):
     tokens, mask, targets = draw(ours, "right")
     with no_grad():
         full = ours.hidden(tokens, targets, mask).data
-        memory, cache, parts = Memory(ours.encode(tokens, mask.astype(np.int32)), mask), Cache(3, capacity=2), []
+        cache, parts = Cache(3, capacity=2), []
+        cache.memory = Memory(ours.encode(tokens, mask.astype(np.int32)), mask)
         for begin, end in ((0, 3), (3, 4), (4, 5), (5, 9)):
-            parts.append(ours.continued(targets[:, begin:end], memory, cache).data)
+            parts.append(ours.continued(targets[:, begin:end], cache).data)
             cache.advance(np.full(3, end - begin))
     close(np.concatenate(parts, 1), full, 2e-6)
+
+
+def test_greedy_generation(pair):
+    import torch
+
+    peer, ours = pair
+    if ours.config.model_type == "t5" and ours.config.decoder_layers != ours.config.num_layers:
+        pytest.skip("the peer's cache has as many layers as its encoder")
+    tokens, mask, _ = draw(ours, "right")
+    start = ours.config.starts
+    options = dict(decoder_start_token_id=start[0], forced_bos_token_id=None, forced_eos_token_id=None, eos_token_id=None, pad_token_id=1)
+    expected = peer.generate(input_ids=torch.from_numpy(tokens), attention_mask=torch.from_numpy(mask), max_new_tokens=12, do_sample=False,
+                             num_beams=1, **options)[:, 1:].tolist()
+    rows = [row[: m.sum()].tolist() for row, m in zip(tokens, mask)]
+    ours.config.extra.pop("eos_token_id", None)
+    assert [g.ids for g in pyllm.generate(ours, None, rows, max_tokens=12, temperature=0)] == expected
 
 
 def test_folders_in_both_directions(pair, tmp_path):
