@@ -1,5 +1,6 @@
 // Draws a token from each row. Tokens are met in order of falling logit, equal ones by rising id, and only as many as the draw needs:
-// a heap gives the next one in log V steps, so that nothing is sorted. Probabilities are float64.
+// a heap gives the next one in log V steps, so that nothing is sorted. Where nothing is cut, whole buckets of tokens are passed by, and the
+// heap holds those of the bucket in which the draw ends. Probabilities are float64.
 
 // Ascending keys are falling logits, then rising ids; NaN comes last.
 INLINE uint64_t order_key(float x, index_t id) {
@@ -42,7 +43,82 @@ static int32_t greedy(const float* x, index_t v) {  // the first of the largest;
     return int32_t(best);
 }
 
+// ---- a draw from all tokens ----
+typedef double D __attribute__((vector_size(W * 4)));
+typedef int64_t DI __attribute__((vector_size(W * 4)));
+constexpr int DW = W / 2;
+constexpr int BUCKETS = 1024;  // of equal width in the logit
+constexpr double DEPTH = 40;   // what lies deeper, less than e^-40 of the likeliest, shares the last one
+
+// e^x for x <= 0 to 3e-16 relative: x = n ln2 + r, ln2 in two constants, the series of e^r up to r^13. 0 below -700, NaN stays.
+INLINE D exp_of_negative(D x) {
+    const double magic = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to the nearest integer, left in the low bits
+    const D near = x < -700.0 ? D{} - 700.0 : x, shifted = near * 1.4426950408889634 + magic, n = shifted - magic;
+    const D r = near - n * 0.6931471803691238 - n * 1.9082149292705877e-10;
+    constexpr double inverse[] = {1.0, 1.0, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040, 1.0 / 40320, 1.0 / 362880,
+                                  1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
+    D p = D{} + inverse[13];
+#pragma GCC unroll 16
+    for (int i = 12; i >= 0; --i) p = p * r + inverse[i];
+    p = p * reinterpret_cast<D>((reinterpret_cast<DI>(shifted) + 1023) << 52);
+    return x < -700.0 ? D{} : p;
+}
+
+// x:(v,), its largest at `top`, a finite number; no NaN among them.
+static int32_t draw_from_all(const float* x, double uniform, index_t v, double temperature, float top) {
+    // 1. depths below the top in units of the temperature, probabilities
+    const index_t padded = (v + DW - 1) / DW * DW;
+    double* p = static_cast<double*>(scratch(3, 16 * padded));
+    double* depth = p + padded;
+    double deepest = 0;
+    for (index_t j = 0; j < v; ++j) depth[j] = (double(top) - double(x[j])) / temperature;
+    for (index_t j = v; j < padded; ++j) depth[j] = __builtin_inf();
+    for (index_t j = 0; j < padded; j += DW) {
+        D d;
+        std::memcpy(&d, depth + j, sizeof d);
+        d = exp_of_negative(-d);
+        std::memcpy(p + j, &d, sizeof d);
+    }
+    for (index_t j = 0; j < v; ++j) deepest = depth[j] > deepest ? depth[j] : deepest;
+    // 2. the mass of each bucket
+    const double per_depth = (BUCKETS - 1) / (deepest < DEPTH ? std::max(deepest, 1e-300) : DEPTH);
+    const auto bucket = [=](index_t j) { return int(std::min(depth[j] * per_depth, double(BUCKETS - 1))); };
+    const int last_bucket = int(std::min(deepest * per_depth, double(BUCKETS - 1)));
+    double mass[BUCKETS] = {}, total = 0, reached = 0;
+    for (index_t j = 0; j < v; ++j) mass[bucket(j)] += p[j];
+    for (const double m : mass) total += m;
+    // 3. tokens in order from the bucket on in which the draw ends
+    uint64_t* keys = static_cast<uint64_t*>(scratch(2, 8 * v));
+    int32_t last = 0;
+    for (int b = 0; b <= last_bucket; ++b) {
+        if (reached + mass[b] <= uniform * total && b < last_bucket) {
+            reached += mass[b];
+            continue;
+        }
+        Heap heap{keys, 0};
+        for (index_t j = 0; j < v; ++j)
+            if (bucket(j) == b) keys[heap.n++] = order_key(x[j], j);
+        heap.build();
+        while (heap.n) {
+            last = int32_t(heap.pop());
+            reached += p[last];
+            if (reached > uniform * total) return last;
+        }
+    }
+    return last;
+}
+
 static int32_t draw(const float* x, double uniform, index_t v, double temperature, index_t top_k, double top_p, double min_p) {
+    const bool cut = top_k > 0 && top_k < v, whole = !cut && top_p >= 1 && min_p <= 0;
+    if (whole) {
+        float top = -__builtin_inff();
+        bool known = true;
+        for (index_t j = 0; j < v; ++j) {
+            top = x[j] > top ? x[j] : top;
+            known &= x[j] == x[j];
+        }
+        if (known && top - top == 0) return draw_from_all(x, uniform, v, temperature, top);
+    }
     // 1. the heap of all tokens
     Heap heap{static_cast<uint64_t*>(scratch(2, 8 * v)), v};
     for (index_t j = 0; j < v; ++j) heap.key[j] = order_key(x[j], j);
@@ -53,7 +129,6 @@ static int32_t draw(const float* x, double uniform, index_t v, double temperatur
     // 2. the first `met` in order, their weights, and the sum of weights that makes them probabilities
     double* p = static_cast<double*>(scratch(3, 8 * v));
     int32_t* id = static_cast<int32_t*>(scratch(4, 4 * v));
-    const bool cut = top_k > 0 && top_k < v;
     index_t met = 0;
     double total = 0;
     const auto meet = [&] {
@@ -81,10 +156,8 @@ static int32_t draw(const float* x, double uniform, index_t v, double temperatur
         met = count;
     }
     // 4. the draw
-    const bool lazy = !cut && top_p >= 1 && min_p <= 0;
     double reached = 0;
-    for (index_t i = 0; i < (lazy ? all : met); ++i) {
-        if (i == met) meet();
+    for (index_t i = 0; i < met; ++i) {
         reached += p[i];
         if (reached > uniform * kept) return id[i];
     }

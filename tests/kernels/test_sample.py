@@ -32,6 +32,18 @@ def test_a_large_vocabulary():
         np.testing.assert_array_equal(K.sample(x, u, **options), reference.sample(x, u, **options))
 
 
+@pytest.mark.parametrize("spread", [0, 1e-6, 0.1, 1, 30])
+@pytest.mark.parametrize("temperature", [1e-8, 1, 50])
+def test_a_draw_from_all_tokens_of_any_distribution(isa, spread, temperature):
+    """Flat, peaked, equal logits, tokens that are shut out: buckets give what the walk in order gives."""
+    rng = np.random.default_rng(5)
+    x = (spread * rng.standard_normal((16, 20_011))).astype(np.float32)
+    x[8:] = np.round(x[8:], 1)
+    x[4:12, rng.integers(0, 20_011, 5000)] = -np.inf
+    u = np.concatenate([rng.random(14), [0, 1 - 1e-9]])
+    np.testing.assert_array_equal(K.sample(x, u, temperature), reference.sample(x, u, temperature))
+
+
 def test_infinities_and_nan():
     inf, nan, u = np.inf, np.nan, np.array([0.99])
     rows = ([-inf, 1, -inf], [-inf] * 3, [1, inf, 2], [1, nan, 2], [nan] * 3, [1e38, -1e38, 3e38])

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pyllm import kernels as K
 from pyllm.autograd import Tensor, no_grad, ops, precision
-from pyllm.nn import BlockPlan, Cache, LayerNorm, Linear, Module, RMSNorm, RotaryTable, positions, step
+from pyllm.nn import BlockPlan, Cache, LayerNorm, Linear, Module, RMSNorm, RotaryTable, positions, quantize, step
 
 ISAS = [name for name in K.available() if name != "reference"]
 pytestmark = pytest.mark.skipif(not ISAS, reason="no compiled kernels")
@@ -79,6 +79,23 @@ def test_the_bits_of_the_blocks_one_by_one(isa, c, rows, steps, seed):
         for layer in range(2):
             for b, n in enumerate(one.lengths):
                 assert np.array_equal(one.layers[layer][:, b, :n], two.layers[layer][:, b, :n])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("format", ["bf16", "q8_0", "q4_0", "q4_1"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_bits_of_packed_blocks_one_by_one(isa, format, fused):
+    blocks = [quantize(b, format, skip="down" if format == "bf16" else ()) for b in small(fused=fused, bias=True, gated=not fused)]
+    one, two, draw = Cache(3, capacity=2), Cache(3, capacity=2), np.random.default_rng(0)
+    with K.use(isa), no_grad():
+        for t in (5, 1, 1):
+            x = Tensor(draw.standard_normal((3, t, 64)).astype(np.float32))
+            got, want, at = step(blocks, x, one), x, positions(np.zeros((3, t), np.int32), cache=two)
+            for block in blocks:
+                want = block(want, at, two)
+            assert got.data.tobytes() == want.data.tobytes()
+            one.advance(t)
+            two.advance(t)
 
 
 def small(**changes):
