@@ -27,18 +27,24 @@ def median_seconds(function, budget=0.5, rounds=7):
 
 
 def peak_gflops(budget=0.1, precision="f32"):
-    """-> multiply-adds in registers, all threads, GFLOP/s (2 a multiply-add), of float32 or bf16 operands; 0.0 without compiled kernels."""
+    """-> multiply-adds in registers, all threads, GFLOP/s (2 a multiply-add); 0.0 where the active kernels have no probe for it.
+
+    precision: f32, bf16 (pairs of bfloat16) or int8 (bytes, GOP/s).
+    """
     if K.active() == "reference":
         return 0.0
-    from pyllm.kernels.native import fma_peak
+    from pyllm.kernels import native
 
-    reduced = precision == "bf16"
-    fma_peak(1000, reduced)
-    rounds, best = 20000, 0.0
+    probes = {"f32": lambda rounds: native.fma_peak(rounds, False), "bf16": lambda rounds: native.fma_peak(rounds, True),
+              "int8": getattr(native._C, "int8_peak", None)}
+    probe, rounds, best = probes[precision], 20000, 0.0
+    if probe is None:
+        return 0.0
+    probe(1000)
     deadline = time.perf_counter() + budget
     while time.perf_counter() < deadline:
         began = time.perf_counter()
-        flops = fma_peak(rounds, reduced)
+        flops = probe(rounds)
         best = max(best, flops / (time.perf_counter() - began))
     return best / 1e9
 
@@ -66,7 +72,7 @@ def _ones(*shape):
 
 def limits():
     """-> {name: (value, unit)} of this machine and its active kernels, those there are probes for; takes about two seconds."""
-    found = {name: (peak_gflops(0.2, name), "GFLOP/s") for name in ("f32", "bf16")}
+    found = {name: (peak_gflops(0.2, name), "GOP/s" if name == "int8" else "GFLOP/s") for name in ("f32", "bf16", "int8")}
     found |= {"L3 read": (read_gbs(16, 60), "GB/s"), "memory read": (read_gbs(), "GB/s"), "memory triad": (triad_gbs(), "GB/s")}
     return {name: (round(value, 1), unit) for name, (value, unit) in found.items() if value}
 
