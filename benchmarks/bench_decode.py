@@ -15,19 +15,18 @@ from pyllm.nn import Embedding
 
 NEW, PROMPT = 16, 64
 BYTES = {"f32": 4.0, "bf16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}  # a weight; tables of q4_0 models are q8_0
-FORMATS = tuple(BYTES) if "quantize" in pyllm._PUBLIC else ("f32",)
 
 
 def cases(quick):
     for name in ("gpt_10.8M",) if quick else ("gpt_10.8M", "gpt2_124M", "llama_135M"):
         model = MODELS[name]()
-        for precision in FORMATS:
+        for precision in BYTES:
             for rows in (1, 8):
                 yield Case(f"decode_{name}", f"{rows} x {NEW} tokens", partial(build, name, rows, 8, NEW, precision), precision=precision,
                            bytes=NEW * weight_bytes(model, precision), unit=rows * NEW)
             head = model.head_weight().size
-            yield Case(f"prompt_{name}", f"{PROMPT} tokens", partial(build, name, 1, PROMPT, 1, precision), precision=precision, unit=PROMPT,
-                       flops=step_flops(model, 1, PROMPT) / 3 - 2.0 * head * (PROMPT - 1))  # the head reads the last token alone
+            yield Case(f"prompt_{name}", f"{PROMPT} tokens", partial(build, name, 1, PROMPT, 1, precision), precision=precision,
+                       unit=PROMPT, flops=step_flops(model, 1, PROMPT) / 3 - 2.0 * head * (PROMPT - 1))  # the head: the last token
 
 
 def weight_bytes(model, precision):

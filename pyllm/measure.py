@@ -27,19 +27,16 @@ def median_seconds(function, budget=0.5, rounds=7):
 
 
 def peak_gflops(budget=0.1, precision="f32"):
-    """-> multiply-adds in registers, all threads, GFLOP/s (2 a multiply-add); 0.0 where the active kernels have no probe for it.
+    """-> multiply-adds in registers, all threads, GFLOP/s (2 a multiply-add); 0.0 without compiled kernels.
 
     precision: f32, bf16 (pairs of bfloat16) or int8 (bytes, GOP/s).
     """
     if K.active() == "reference":
         return 0.0
-    from pyllm.kernels import native
+    from pyllm.kernels.native import fma_peak, int8_peak
 
-    probes = {"f32": lambda rounds: native.fma_peak(rounds, False), "bf16": lambda rounds: native.fma_peak(rounds, True),
-              "int8": getattr(native._C, "int8_peak", None)}
-    probe, rounds, best = probes[precision], 20000, 0.0
-    if probe is None:
-        return 0.0
+    probe = {"f32": lambda rounds: fma_peak(rounds, False), "bf16": lambda rounds: fma_peak(rounds, True), "int8": int8_peak}[precision]
+    rounds, best = 20000, 0.0
     probe(1000)
     deadline = time.perf_counter() + budget
     while time.perf_counter() < deadline:

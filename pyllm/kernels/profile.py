@@ -8,6 +8,8 @@ from functools import wraps
 
 import numpy as np
 
+from pyllm.kernels.packed import Packed
+
 
 class Row:
     """One operation on arrays of certain shapes. work: {(FLOP, bytes, precision): how many kernel calls of that size}."""
@@ -23,7 +25,8 @@ _now = threading.local()  # row: what runs in this thread
 
 def row(name, args, outside=False):
     """-> the Row of a call with these arguments."""
-    shapes = ", ".join("x".join(map(str, a.shape)) for a in args[:3] if isinstance(a, np.ndarray) and a.ndim)
+    shapes = ", ".join("x".join(map(str, a.shape)) + (f" {a.format}" if isinstance(a, Packed) else "")
+                       for a in args[:3] if isinstance(a, (np.ndarray, Packed)) and a.ndim)
     return rows.setdefault((name, shapes, outside), Row())
 
 
@@ -64,11 +67,17 @@ def watched(kernel):
         else:
             result = kernel(*args, **options)
         if work:
-            key = (*work(result, *args, **options), "bf16" if options.get("reduced") else "f32")
+            key = (*work(result, *args, **options), _precision(args, options))
             to.work[key] = to.work.get(key, 0) + 1
         return result
 
     return call
+
+
+def _precision(args, options):
+    """-> f32, bf16 or int8: what the products of a kernel take."""
+    packed = [a.format for a in args if isinstance(a, Packed)]
+    return ("bf16" if packed[0] == "bf16" else "int8") if packed else "bf16" if options.get("reduced") else "f32"
 
 
 # ---- work: (result, *arguments) of a kernel -> FLOP, bytes it must move -------------------------------------------------
@@ -77,7 +86,7 @@ def watched(kernel):
 def moved(result, *args, **options):
     """Every array that comes in or goes out, once."""
     arrays = {id(a): a.nbytes for a in (*args, *options.values(), *(result if isinstance(result, tuple) else (result,)))
-              if isinstance(a, np.ndarray)}
+              if isinstance(a, (np.ndarray, Packed))}
     return 0.0, float(sum(arrays.values()))
 
 
@@ -107,6 +116,8 @@ def _head(result, h, w, b, targets, label_smoothing=0.0, z_loss=0.0, need=(False
 
 WORK = {
     "matmul": _matmul,
+    "linear": lambda result, x, w, **options: (2.0 * x.size * len(w), moved(result, x, w, **options)[1]),
+    "linear_vjp": lambda result, dy, w, **options: (2.0 * dy.size * w.shape[1], moved(result, dy, w, **options)[1]),
     "linear_cross_entropy": _head,
     "attention": lambda result, q, k, v, **o: (_attention(2, q, k, **o), moved(result, q, k, v)[1]),
     "attention_vjp": lambda result, dout, q, k, v, out, lse, **o: (_attention(5, q, k, **o), moved(result, dout, q, k, v, out)[1]),

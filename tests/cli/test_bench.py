@@ -53,14 +53,17 @@ def test_gpt2_small_is_found():
     assert (config.n_layer, config.n_embd, config.vocab_size) == (12, 768, 50257)
 
 
-def test_a_large_model_is_measured_on_fewer_layers(monkeypatch):
+def test_a_large_model_is_measured_on_fewer_rows_and_layers(monkeypatch):
     config = GPT2Config(**{**TINY, "n_layer": 32})
     whole, rows, length = bench.fitting(config, flops=1e15)
     assert whole is config and (rows, length) == (64, 16)
-    cut, *_ = bench.fitting(config, flops=step_flops(build(config), 64, 16) / bench.STEP / 3)
-    assert cut.n_layer == 8
+    whole, rows, _ = bench.fitting(config, flops=step_flops(build(config), 64, 16) / bench.STEP / 3)
+    assert whole is config and rows == 16
+    cut, rows, _ = bench.fitting(config, flops=step_flops(build(config), 1, 16) / bench.STEP / 3)
+    assert cut.n_layer == 8 and rows == 1
     monkeypatch.setattr(bench, "free_bytes", lambda: 0)
-    assert bench.fitting(config, flops=1e15)[0].n_layer == 1
+    cut, rows, _ = bench.fitting(config, flops=1e15)
+    assert cut.n_layer == rows == 1
 
 
 def test_hours_are_work_over_rate():
