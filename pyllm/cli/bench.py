@@ -121,7 +121,10 @@ def fitting(config, flops):
     length = min(config.size("context"), 256)
     rows, layers, memory = 1024 // length or 1, config.size("layers"), free_bytes() / 2
     while True:
-        cut = replace(config, **{config.SIZES["layers"][0]: layers}) if layers < config.size("layers") else config
+        cut = config
+        if layers < config.size("layers"):
+            lists = {name: value[:layers] for name, value in vars(config).items() if name == "layer_types" and value}
+            cut = replace(config, **{config.SIZES["layers"][0]: layers}, **lists)
         model = folders.build(cut)  # zeros that are never touched
         needed = 16 * model.num_parameters() + activation_bytes(model, rows * length)
         long = step_flops(model, rows, length) > STEP * flops

@@ -6,8 +6,8 @@ import numpy as np
 from pyllm.autograd import Rng, Tensor, ops
 from pyllm.errors import ConfigError
 from pyllm.models.base import CausalLM, Config, Trunk
-from pyllm.nn import (ACTIVATIONS, BlockPlan, Embedding, LayerNorm, Linear, Module, RelativeBias, RotaryTable, add_projection, alibi, attend,
-                      positions, sinusoids, split, step, through)
+from pyllm.nn import (ACTIVATIONS, BlockPlan, Embedding, LayerNorm, Linear, Module, RelativeBias, RotaryTable, add_projection, alibi,
+                      attend, positions, sinusoids, split, step, through)
 
 # How a token knows where it stands: vectors added to the embeddings (learned, sinusoidal), rotations (rope), biases of scores (alibi, t5)
 POSITIONS = ("learned", "sinusoidal", "rope", "alibi", "t5")

@@ -131,3 +131,13 @@ def test_a_config_that_is_none(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt9"}')
     with pytest.raises(ConfigError, match="gpt9"):
         bench.read_config(tmp_path / "config.json")
+
+
+def test_layers_of_several_types_are_cut_together(tmp_path):
+    kinds = ["sliding_attention", "full_attention"] * 8
+    config = {"model_type": "qwen2", "vocab_size": 65, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 16,
+              "num_attention_heads": 2, "num_key_value_heads": 1, "layer_types": kinds, "max_position_embeddings": 16}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    whole = bench.read_config(tmp_path / "config.json")
+    cut, *_ = bench.fitting(whole, flops=step_flops(build(whole), 1, 16) / bench.STEP / 3)
+    assert cut.num_hidden_layers == 4 and cut.layer_types == kinds[:4]
