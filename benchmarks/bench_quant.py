@@ -1,6 +1,6 @@
-"""Packed weights: few rows over 500 MB of weights, as % of reading memory; prompts, as % of the dots of their precision.
+"""Packed weights: matrix x vector over weights far larger than the caches, as % of reading memory; prompts, as % of the dot instructions.
 
-PyTorch: bfloat16 for bf16; the float32 weight, which it then has to read, for the others.
+PyTorch: the float32 weight for q8_0 and q4_0 (it has no such product), the bfloat16 one for bf16.
 """
 from functools import partial
 
@@ -11,40 +11,50 @@ from pyllm import kernels as K
 from pyllm.kernels import Packed, reference
 from pyllm.kernels.packed import FORMATS
 
-MEGABYTES, I = 500, 4096
+I = 4096
 PROMPTS = [(64, 768, 3072), (512, 768, 768), (512, 768, 3072), (512, 3072, 768)]  # M, I, O
 
 
 def cases(quick):
-    for format in FORMATS:
-        block = {"bf16": 64, "q8_0": 34, "q4_0": 18, "q4_1": 20}[format]
-        o = int((MEGABYTES / (5 if quick else 1)) * 1e6 / (I // 32 * block)) // 32 * 32
+    for format, block in FORMATS.items():
+        times = max(1, round((100 if quick else 500) * 1e6 * 32 / (1024 * I * block)))
         for m in (1, 8):
-            yield Case("packed_linear", f"{m} x {I} x {o} {format}", partial(build, format, m, I, o), bytes=float(o * I // 32 * block))
+            yield Case(f"packed_{format}", f"{m} x {I} x {1024 * times}", partial(streaming, format, times, m), precision=format,
+                       bytes=1024.0 * times * I * block / 32)
     for m, i, o in PROMPTS[:1] if quick else PROMPTS:
         for format in FORMATS:
-            yield Case("packed_linear", f"{m} x {i} x {o} {format}", partial(build, format, m, i, o), flops=2.0 * m * i * o,
-                       precision="bf16" if format == "bf16" else "int8")
+            yield Case(f"packed_{format}", f"{m} x {i} x {o}", partial(prompt, format, m, i, o), precision=format, flops=2.0 * m * i * o)
 
 
-def build(format, m, i, o):
+def streaming(format, times, m):
+    """Random rows of weights, repeated, times m vectors."""
     rng = np.random.default_rng(0)
-    once = Packed.quantize(rng.standard_normal((min(o, 1024), i), np.float32), format)  # repeated: quantising 500 MB takes longer
-    parts = [None if a is None else np.resize(a, (o // 32, *a.shape[1:])) for a in (once.words, once.scales, once.mins)]
-    w, x, y = Packed(format, (o, i), *parts), rng.standard_normal((m, i), np.float32), K.empty((m, o))
+    small = Packed.quantize(rng.standard_normal((1024, I), np.float32), format)
+    w = Packed(format, (1024 * times, I), *(np.concatenate([a] * times) for a in (small.words, small.scales, small.mins) if a is not None))
+    torch = torch_or_none()
+    return sides(w, rng.standard_normal((m, I), np.float32),
+                 torch and format == "bf16" and torch.from_numpy(small.dequantize()).bfloat16().repeat(times, 1))
 
-    def run():
-        return K.linear(x, w, out=y)
+
+def prompt(format, m, i, o):
+    rng = np.random.default_rng(0)
+    floats, x = rng.standard_normal((o, i), np.float32), rng.standard_normal((m, i), np.float32)
+    torch = torch_or_none()
+    tw = torch and torch.from_numpy(floats).to(torch.bfloat16 if format == "bf16" else torch.float32)
+    return sides(Packed.quantize(floats, format), x, tw)
+
+
+def sides(w, x, tw):
+    """w: Packed, x:(M, I), tw: PyTorch's weight or a false value -> run, check against the first 64 rows of w, peers."""
+    y, peer = K.empty((len(x), len(w))), None
+    if tw is not None and tw is not False:
+        import torch
+
+        tx = torch.from_numpy(x).to(tw.dtype)
+        peer = lambda: torch.nn.functional.linear(tx, tw)
 
     def check():
-        run()
-        for at in (0, o // 32 - 1):
-            panel = Packed(format, (32, i), *(a if a is None else a[at : at + 1] for a in parts))
-            close(y[:, 32 * at : 32 * at + 32], reference.linear(x.astype(np.float64), panel), 1e-5, f"linear with {format}")
+        first = Packed(w.format, (64, w.shape[1]), *(a[:2] for a in (w.words, w.scales, w.mins) if a is not None))
+        close(K.linear(x, w)[:, :64], reference.linear(x.astype(np.float64), first), 1e-5, f"linear with {w.format}")
 
-    torch, peers = torch_or_none(), {}
-    if torch and o * i < 3e8:
-        dtype = torch.bfloat16 if format == "bf16" else torch.float32
-        tw, tx = torch.from_numpy(w.dequantize()).to(dtype), torch.from_numpy(x).to(dtype)
-        peers["torch"] = lambda: torch.nn.functional.linear(tx, tw)
-    return run, check, peers
+    return lambda: K.linear(x, w, out=y), check, {"torch": peer}

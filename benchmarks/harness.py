@@ -13,6 +13,7 @@ from pyllm import kernels as K
 from pyllm import measure
 
 
+PEAKS = {"f32": "f32", "bf16": "bf16"}  # precision of a row -> of its limit; products of packed weights are int8 dots
 REST = 0.05  # seconds between two sides: a library's idle threads go on spinning for up to 30 ms, on the cores of the next one
 LIMIT = 150  # seconds that a peer's first call may take: torch.compile builds then
 
@@ -58,7 +59,8 @@ def measure_case(case, rounds=7, budget=1.0):
         rounds = 3
     times, limits = {name: [] for name in sides}, []
     for _ in range(rounds):
-        limits.append(measure.peak_gflops(0.02, case.precision) if case.flops else measure.read_gbs(128, 1) if case.bytes else 0.0)
+        limits.append(measure.peak_gflops(0.02, PEAKS.get(case.precision, "int8")) if case.flops else
+                      measure.read_gbs(128, 1) if case.bytes else 0.0)
         for name, f in sides.items():
             time.sleep(REST)
             if once[name] < 0.5:

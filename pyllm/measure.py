@@ -27,14 +27,17 @@ def median_seconds(function, budget=0.5, rounds=7):
 
 
 def peak_gflops(budget=0.1, precision="f32"):
-    """-> multiply-adds in registers, all threads, GFLOP/s (2 each), of float32, bf16 or int8 operands; 0.0 without compiled kernels."""
+    """-> multiply-adds in registers, all threads, GFLOP/s (2 a multiply-add); 0.0 without compiled kernels.
+
+    precision: f32, bf16 (pairs of bfloat16) or int8 (bytes, GOP/s).
+    """
     if K.active() == "reference":
         return 0.0
-    from pyllm.kernels import native
+    from pyllm.kernels.native import fma_peak, int8_peak
 
-    probe = native.int8_peak if precision == "int8" else lambda rounds: native.fma_peak(rounds, precision == "bf16")
-    probe(1000)
+    probe = {"f32": lambda rounds: fma_peak(rounds, False), "bf16": lambda rounds: fma_peak(rounds, True), "int8": int8_peak}[precision]
     rounds, best = 20000, 0.0
+    probe(1000)
     deadline = time.perf_counter() + budget
     while time.perf_counter() < deadline:
         began = time.perf_counter()
@@ -66,7 +69,7 @@ def _ones(*shape):
 
 def limits():
     """-> {name: (value, unit)} of this machine and its active kernels, those there are probes for; takes about two seconds."""
-    found = {name: (peak_gflops(0.2, name), "GFLOP/s") for name in ("f32", "bf16")}
+    found = {name: (peak_gflops(0.2, name), "GOP/s" if name == "int8" else "GFLOP/s") for name in ("f32", "bf16", "int8")}
     found |= {"L3 read": (read_gbs(16, 60), "GB/s"), "memory read": (read_gbs(), "GB/s"), "memory triad": (triad_gbs(), "GB/s")}
     return {name: (round(value, 1), unit) for name, (value, unit) in found.items() if value}
 

@@ -106,7 +106,7 @@ def _line(label, rows, wall, peaks, bandwidth):
         rate = f"{flops / took / 1e9:.1f} GFLOP/s" if flops and sum(at_peak) >= sum(at_bandwidth) else f"{moved / took / 1e9:.1f} GB/s"
         if not flops or sum(at_peak):
             share = f"{100 * sum(map(max, at_peak, at_bandwidth)) / took:.0f} %"
-    label += "".join(f" {precision}" for precision in ("bf16", "int8") if any(precision == p for _, _, p, _ in work))
+    label = label[:38] + "".join(sorted({f" {precision}" for flops, _, precision, _ in work if flops and precision != "f32"}))
     back = f"{1e3 * backward:.1f}" if backward else ""
     return (f"{label[:43]:<44}{sum(row.calls for row in rows):>8}{1e3 * forward:>12.1f}{back:>12}{rate:>17}{share:>10}"
             f"{_share(took, wall):>8}")

@@ -1,7 +1,7 @@
 """pyllm bench: this machine's limits, how near the kernels and whole models come, and what a training run would take. About a minute."""
 import sys
 
-STEP = 5.0  # seconds: a training step longer than that is measured on fewer layers
+STEP = 8.0  # seconds: a training step longer than that is measured on fewer rows, then on fewer layers
 
 
 def add_arguments(parser):
@@ -112,7 +112,7 @@ def read_config(path):
 
 
 def fitting(config, flops):
-    """-> (config, rows, length): a step of about 1024 tokens, of at most STEP seconds at `flops` a second, with fewer layers if need be."""
+    """-> (config, rows, length): a step of 1024 tokens, or fewer rows, then layers: STEP seconds at `flops` a second, half the memory."""
     from dataclasses import replace
 
     from pyllm import folders
@@ -121,12 +121,19 @@ def fitting(config, flops):
     length = min(config.size("context"), 256)
     rows, layers, memory = 1024 // length or 1, config.size("layers"), free_bytes() / 2
     while True:
-        cut = replace(config, **{config.SIZES["layers"][0]: layers}) if layers < config.size("layers") else config
+        cut = config
+        if layers < config.size("layers"):
+            lists = {name: value[:layers] for name, value in vars(config).items() if name == "layer_types" and value}
+            cut = replace(config, **{config.SIZES["layers"][0]: layers}, **lists)
         model = folders.build(cut)  # zeros that are never touched
         needed = 16 * model.num_parameters() + activation_bytes(model, rows * length)
-        if layers == 1 or step_flops(model, rows, length) <= STEP * flops and needed <= memory:
+        long = step_flops(model, rows, length) > STEP * flops
+        if layers == rows == 1 or not long and needed <= memory:
             return cut, rows, length
-        layers = max(1, layers // 2)
+        if rows > 1 and (long or layers == 1):
+            rows //= 2
+        else:
+            layers = max(1, layers // 2)
 
 
 def free_bytes():
@@ -164,6 +171,7 @@ def in_words(found):
 # ---- what is measured ------------------------------------------------------------------------------------------------
 
 STEPS = "training step, the model"
+DECODING = ("f32", "q8_0")  # precisions of the weights
 
 
 def cases(config):
@@ -173,17 +181,20 @@ def cases(config):
     for precision in ("f32", "bf16"):
         for m, k, n in ((1024, 768, 768), (1024, 768, 3072), (768, 128, 512)):
             yield "matmul", f"{m} x {k} x {n}", precision, lambda m=m, k=k, n=n, p=precision: _matmul(m, k, n, p)
-    yield "attention, and back", "4 x 256, 12 heads of 64", "f32", _attention
+    for precision in ("f32", "bf16"):
+        yield "attention, and back", "4 x 256, 12 heads of 64", precision, lambda p=precision: _attention(p)
     for precision in ("f32", "bf16"):
         yield "head and loss", "1024 x 768 x 8192", precision, lambda p=precision: _head(1024, 768, 8192, p)
     yield "layer norm, and back", "1024 x 768", "f32", lambda: _norm(1024, 768)
     yield "SwiGLU, and back", "1024 x 3072", "f32", lambda: _glu(1024, 3072)
-    yield "one token x weights", "1 x 4096 x 16384", "f32", lambda: _matmul(1, 4096, 16384, "f32")
+    for precision in DECODING:
+        yield "one token x weights", "1 x 4096 x 16384", precision, lambda p=precision: _vector(4096, 16384, p)
     yield "AdamW", "20 M", "f32", lambda: _adamw(20_000_000)
     small = GPT2Config(vocab_size=65, n_positions=64, n_embd=128, n_layer=4, n_head=4, bias=False)
     for precision in ("f32", "bf16"):
         yield "training step, 0.8 M", "12 x 64 tokens", precision, lambda p=precision: _step(small, 12, 64, p)
-    yield "decoding, 10 M", "1 text", "f32", lambda: _decode(shaped(10_000_000))
+    for precision in DECODING:
+        yield "decoding, 10 M", "1 text", precision, lambda p=precision: _decode(shaped(10_000_000), p)
     for precision in ("f32", "bf16"):
         yield STEPS, "", precision, lambda p=precision: _model_step(config, p)
 
@@ -215,15 +226,24 @@ def _matmul(m, k, n, precision):
     from pyllm import kernels as K
 
     a, w, c = _array(m, k), _array(n, k), K.empty((m, n))
-    flops, moved = (2.0 * m * k * n, 0.0) if m > 1 else (0.0, 4.0 * k * n)
-    return lambda: K.matmul(a, w, tb=True, out=c, reduced=precision == "bf16"), flops, moved, {}
+    return lambda: K.matmul(a, w, tb=True, out=c, reduced=precision == "bf16"), 2.0 * m * k * n, 0.0, {}
 
 
-def _attention():
+def _vector(inputs, outputs, precision):
+    from pyllm import kernels as K
+
+    x, w = _array(1, inputs), _array(outputs, inputs)
+    w = w if precision == "f32" else K.Packed.quantize(w, precision)
+    return lambda: K.linear(x, w), 0.0, float(w.nbytes), {}
+
+
+def _attention(precision):
     from pyllm import kernels as K
 
     q, k, v, dout = (_array(4, 256, 12, 64) for _ in range(4))
-    return lambda: K.attention_vjp(dout, q, k, v, *K.attention(q, k, v)), 14.0 * 4 * 12 * 256 * 257 / 2 * 64, 0.0, {}
+    half = precision == "bf16"
+    call = lambda: K.attention_vjp(dout, q, k, v, *K.attention(q, k, v, reduced=half), reduced=half)
+    return call, 14.0 * 4 * 12 * 256 * 257 / 2 * 64, 0.0, {}
 
 
 def _head(n, c, v, precision):
@@ -275,20 +295,22 @@ def _step(config, rows, length, precision):
 def _model_step(config, precision):
     from pyllm.cli.estimate import product_gflops
 
-    cut, rows, length = fitting(config, 0.5e9 * product_gflops(1024, config.size("width")))
+    cut, rows, length = fitting(config, 0.7e9 * product_gflops(1024, config.size("width")))
     call, flops, moved, more = _step(cut, rows, length, precision)
     layers, all_layers = cut.size("layers"), config.size("layers")
     text = f"{rows} x {length} tokens" + (f", {layers} of {all_layers} layers" if layers < all_layers else "")
     return call, flops, moved, {"shape": text, "length": length}
 
 
-def _decode(config, new=32):
+def _decode(config, precision, new=32):
     from pyllm import folders
     from pyllm.generation import generate
+    from pyllm.nn import quantize
 
-    model = folders.build(config, seed=0)
-    weights = sum(p.size for p in model.parameters() if p.ndim == 2)
-    return lambda: generate(model, None, [1], max_tokens=new, temperature=0), 0.0, 4.0 * weights * new, {"tokens": new}
+    model = quantize(folders.build(config, seed=0), precision, skip="*wpe*")
+    weights = [*(p.data for name, p in model.named_parameters() if "wpe" not in name), *(w for _, w in model.named_packed())]
+    moved = sum(w.nbytes for w in weights)
+    return lambda: generate(model, None, [1], max_tokens=new, temperature=0), 0.0, float(moved) * new, {"tokens": new}
 
 
 # ---- what is shown ---------------------------------------------------------------------------------------------------
@@ -328,7 +350,7 @@ def chart(rows, heading, path):
     for row in rows:
         if row["pct_limit"]:
             groups.setdefault((row["name"], row["shape"]), {})[row["precision"]] = row
-    colours, height = {"f32": "#4c72b0", "bf16": "#dd8452"}, 0.38
+    colours, height = {"f32": "#4c72b0", "bf16": "#dd8452", "q8_0": "#55a868"}, 0.38
     figure, axes = pyplot.subplots(figsize=(10, 1.6 + 0.5 * len(groups)), layout="constrained")
     for at, found in enumerate(groups.values()):
         for i, (precision, row) in enumerate(found.items()):

@@ -12,8 +12,7 @@ from pyllm.kernels.packed import Packed
 
 _C = load("pyllm._C")
 F32 = np.dtype(np.float32)
-fma_peak = _C.fma_peak  # rounds, bf16 -> FLOP done
-int8_peak = _C.int8_peak  # rounds -> operations done
+fma_peak, int8_peak = _C.fma_peak, _C.int8_peak  # rounds, bf16 -> FLOP done; rounds -> operations done
 ACTS = {None: 0, "gelu_tanh": 1, "gelu": 2, "silu": 3, "relu": 4}
 
 

@@ -25,7 +25,8 @@ _now = threading.local()  # row: what runs in this thread
 
 def row(name, args, outside=False):
     """-> the Row of a call with these arguments."""
-    shapes = ", ".join("x".join(map(str, a.shape)) for a in args[:3] if isinstance(a, np.ndarray) and a.ndim)
+    shapes = ", ".join("x".join(map(str, a.shape)) + (f" {a.format}" if isinstance(a, Packed) else "")
+                       for a in args[:3] if isinstance(a, (np.ndarray, Packed)) and a.ndim)
     return rows.setdefault((name, shapes, outside), Row())
 
 
@@ -66,18 +67,17 @@ def watched(kernel):
         else:
             result = kernel(*args, **options)
         if work:
-            key = (*work(result, *args, **options), precision(name, *args, **options))
+            key = (*work(result, *args, **options), _precision(args, options))
             to.work[key] = to.work.get(key, 0) + 1
         return result
 
     return call
 
 
-def precision(name, *args, reduced=False, **options):
-    """-> f32, bf16 or int8: what the products of a call take."""
-    if name == "linear" and isinstance(args[1], Packed):
-        return "bf16" if args[1].format == "bf16" else "int8"
-    return "bf16" if reduced else "f32"
+def _precision(args, options):
+    """-> f32, bf16 or int8: what the products of a kernel take."""
+    packed = [a.format for a in args if isinstance(a, Packed)]
+    return ("bf16" if packed[0] == "bf16" else "int8") if packed else "bf16" if options.get("reduced") else "f32"
 
 
 # ---- work: (result, *arguments) of a kernel -> FLOP, bytes it must move -------------------------------------------------
@@ -110,22 +110,14 @@ def _matmul(result, a, b, *, tb=False, **options):
     return 2.0 * a.size * b.shape[-2 if tb else -1], moved(result, a, b, **options)[1]
 
 
-def _linear(result, x, w, **options):
-    return 2.0 * x.size * len(w), moved(result, x, w, **options)[1]
-
-
-def _linear_vjp(result, dy, w, **options):
-    return 2.0 * dy.size * w.shape[1], moved(result, dy, w, **options)[1]
-
-
 def _head(result, h, w, b, targets, label_smoothing=0.0, z_loss=0.0, need=(False,) * 3, reduced=False):
     return 2.0 * h.size * len(w) * (1 + need[0] + need[1]), moved(result, h, w)[1]
 
 
 WORK = {
     "matmul": _matmul,
-    "linear": _linear,
-    "linear_vjp": _linear_vjp,
+    "linear": lambda result, x, w, **options: (2.0 * x.size * len(w), moved(result, x, w, **options)[1]),
+    "linear_vjp": lambda result, dy, w, **options: (2.0 * dy.size * w.shape[1], moved(result, dy, w, **options)[1]),
     "linear_cross_entropy": _head,
     "attention": lambda result, q, k, v, **o: (_attention(2, q, k, **o), moved(result, q, k, v)[1]),
     "attention_vjp": lambda result, dout, q, k, v, out, lse, **o: (_attention(5, q, k, **o), moved(result, dout, q, k, v, out)[1]),

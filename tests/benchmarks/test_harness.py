@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import bench_attention, bench_layers, bench_matmul, bench_memory, table
+from benchmarks import bench_attention, bench_layers, bench_matmul, bench_memory, bench_quant, table
 from benchmarks.harness import Case, close, fastest, measure_case
 
 KEYS = {"name", "shape", "precision", "threads", "checked", "median_ms", "gflops", "pct_limit", "peak_rss_mb", "ratio_numpy", "ratio_torch"}
@@ -44,12 +44,12 @@ def test_the_faster_setting_of_a_peer_counts():
         fastest({"": fails})
 
 
-@pytest.mark.parametrize("module", [bench_matmul, bench_attention, bench_layers], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [bench_matmul, bench_attention, bench_layers, bench_quant], ids=lambda m: m.__name__)
 def test_rows_are_right(module, monkeypatch):
     """The checks of the small rows pass; pyllm's side alone, the peers are not built."""
     monkeypatch.setattr(module, "torch_or_none", lambda: None)
     cases = list(module.cases(quick=True))
-    assert {c.precision for c in cases} >= {"f32"} and len({(c.name, c.shape, c.precision) for c in cases}) == len(cases)
+    assert len({c.precision for c in cases}) >= 2 and len({(c.name, c.shape, c.precision) for c in cases}) == len(cases)
     for case in cases:
         assert case.flops > 0 or case.bytes > 0
         if max(case.flops, case.bytes) < 5e8:

@@ -53,14 +53,17 @@ def test_gpt2_small_is_found():
     assert (config.n_layer, config.n_embd, config.vocab_size) == (12, 768, 50257)
 
 
-def test_a_large_model_is_measured_on_fewer_layers(monkeypatch):
+def test_a_large_model_is_measured_on_fewer_rows_and_layers(monkeypatch):
     config = GPT2Config(**{**TINY, "n_layer": 32})
     whole, rows, length = bench.fitting(config, flops=1e15)
     assert whole is config and (rows, length) == (64, 16)
-    cut, *_ = bench.fitting(config, flops=step_flops(build(config), 64, 16) / bench.STEP / 3)
-    assert cut.n_layer == 8
+    whole, rows, _ = bench.fitting(config, flops=step_flops(build(config), 64, 16) / bench.STEP / 3)
+    assert whole is config and rows == 16
+    cut, rows, _ = bench.fitting(config, flops=step_flops(build(config), 1, 16) / bench.STEP / 3)
+    assert cut.n_layer == 8 and rows == 1
     monkeypatch.setattr(bench, "free_bytes", lambda: 0)
-    assert bench.fitting(config, flops=1e15)[0].n_layer == 1
+    cut, rows, _ = bench.fitting(config, flops=1e15)
+    assert cut.n_layer == rows == 1
 
 
 def test_hours_are_work_over_rate():
@@ -128,3 +131,13 @@ def test_a_config_that_is_none(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt9"}')
     with pytest.raises(ConfigError, match="gpt9"):
         bench.read_config(tmp_path / "config.json")
+
+
+def test_layers_of_several_types_are_cut_together(tmp_path):
+    kinds = ["sliding_attention", "full_attention"] * 8
+    config = {"model_type": "qwen2", "vocab_size": 65, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 16,
+              "num_attention_heads": 2, "num_key_value_heads": 1, "layer_types": kinds, "max_position_embeddings": 16}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    whole = bench.read_config(tmp_path / "config.json")
+    cut, *_ = bench.fitting(whole, flops=step_flops(build(whole), 1, 16) / bench.STEP / 3)
+    assert cut.num_hidden_layers == 4 and cut.layer_types == kinds[:4]

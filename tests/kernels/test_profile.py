@@ -50,3 +50,11 @@ def test_bytes_count_an_array_once():
 @pytest.mark.parametrize("name", profile.WORK)
 def test_entries_are_kernels(name):
     assert name in K.KERNELS
+
+
+def test_work_of_packed_weights():
+    w, x = K.Packed.quantize(np.ones((64, 32), np.float32), "q8_0"), np.zeros((3, 32), np.float32)
+    y = np.zeros((3, 64), np.float32)
+    assert profile.WORK["linear"](y, x, w) == (2.0 * 3 * 32 * 64, y.nbytes + x.nbytes + 64 * 34.0)
+    assert profile.WORK["linear_vjp"](x, y, w)[0] == 2.0 * 3 * 32 * 64
+    assert profile._precision((x, w), {}) == "int8" and profile._precision((x, x), {"reduced": True}) == "bf16"
