@@ -67,17 +67,17 @@ def watched(kernel):
         else:
             result = kernel(*args, **options)
         if work:
-            key = (*work(result, *args, **options), _precision(args, options))
+            key = (*work(result, *args, **options), precision(*args, **options))
             to.work[key] = to.work.get(key, 0) + 1
         return result
 
     return call
 
 
-def _precision(args, options):
-    """-> f32, bf16 or int8: what the products of a kernel take."""
+def precision(*args, reduced=False, **options):
+    """-> f32, bf16 or int8: what the products of a kernel with these arguments take."""
     packed = [a.format for a in args if isinstance(a, Packed)]
-    return ("bf16" if packed[0] == "bf16" else "int8") if packed else "bf16" if options.get("reduced") else "f32"
+    return ("bf16" if packed[0] == "bf16" else "int8") if packed else "bf16" if reduced else "f32"
 
 
 # ---- work: (result, *arguments) of a kernel -> FLOP, bytes it must move -------------------------------------------------
