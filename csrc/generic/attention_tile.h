@@ -61,6 +61,8 @@ static void rows_of_tile(index_t n, const float* a, index_t a_step, const float*
         if (nv == 2) product_tile<PAIRS, UNIT, R, 2>(a, a_step, b, b_row, steps, c, c_row, cols, add);
         if constexpr (NV_MAX >= 3)
             if (nv == 3) product_tile<PAIRS, UNIT, R, 3>(a, a_step, b, b_row, steps, c, c_row, cols, add);
+        if constexpr (NV_MAX >= 4)
+            if (nv == 4) product_tile<PAIRS, UNIT, R, 4>(a, a_step, b, b_row, steps, c, c_row, cols, add);
     }
     if constexpr (R > 1)
         if (n) rows_of_tile<PAIRS, UNIT, R / 2>(n, a, a_step, b, b_row, steps, c, c_row, cols, nv, add);
