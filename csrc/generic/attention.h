@@ -12,6 +12,7 @@ constexpr index_t PART = 4 * KEYS;  // keys whose sums are merged at once
 constexpr index_t QUERIES = 96;     // query rows of a tile
 constexpr index_t FEW = 4;          // rows, of one group, for which keys are read where they lie
 constexpr index_t TASK_ROWS = 256;  // query rows that share a packed key tile
+constexpr index_t ENOUGH = 32;      // tasks from which on the keys need not be shared out as well
 static_assert(KEYS % PANEL == 0 && QUERIES % W == 0 && QUERIES % GROUP == 0 && W % GROUP == 0 && FEW <= GROUP,
               "whole panels, vectors and groups");
 
@@ -384,7 +385,7 @@ static void attention_of(const AttentionArgs& g) {
         Carver c{static_cast<char*>(block) + i * one.used};
         return Sums(c, rows, dp);
     };
-    if (rows <= QUERIES && parts > 1) {  // few rows, many keys: a part is a task
+    if (rows <= QUERIES && tasks < ENOUGH && parts > 1) {  // few rows, many keys: a part is a task
         void* block = scratch(4, tasks * parts * one.used);
         parallel_for(tasks * parts, [&](index_t i) {
             Forward<PAIRS> f = task(i / parts);
