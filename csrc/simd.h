@@ -240,3 +240,20 @@ INLINE V exp2_of_negative(V x) {
     const V y = p * as_float(as_int(shifted) << 23);
     return x < -126.0f ? V{} : y;
 }
+
+// ln x to 1e-7 for finite x > 0: x = m 2^e with m from 0.707 to 1.414, ln m as a polynomial in m - 1. NaN stays.
+INLINE V log(V x) {
+    const VI e = (as_int(x) - as_int(splat(0.70710678f))) >> 23;
+    const V f = as_float(as_int(x) - (e << 23)) - 1.0f, n = to_float(e);
+    V p = splat(7.0376836e-2f);
+    p = p * f - 1.1514610e-1f;
+    p = p * f + 1.1676999e-1f;
+    p = p * f - 1.2420141e-1f;
+    p = p * f + 1.4249323e-1f;
+    p = p * f - 1.6668058e-1f;
+    p = p * f + 2.0000715e-1f;
+    p = p * f - 2.4999994e-1f;
+    p = p * f + 3.3333331e-1f;
+    const V y = f * f * (p * f - 0.5f) + n * -2.12194440e-4f + f + n * 0.693359375f;
+    return x == x ? y : x;
+}

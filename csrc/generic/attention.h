@@ -9,9 +9,10 @@
 
 constexpr index_t KEYS = 240;       // keys of a tile, whole panels for every W
 constexpr index_t PART = 4 * KEYS;  // keys whose sums are merged at once
-constexpr index_t QUERIES = 48;     // query rows of a tile
+constexpr index_t QUERIES = 96;     // query rows of a tile
 constexpr index_t FEW = 4;          // rows, of one group, for which keys are read where they lie
 constexpr index_t TASK_ROWS = 256;  // query rows that share a packed key tile
+constexpr index_t ENOUGH = 32;      // tasks from which on the keys need not be shared out as well
 static_assert(KEYS % PANEL == 0 && QUERIES % W == 0 && QUERIES % GROUP == 0 && W % GROUP == 0 && FEW <= GROUP,
               "whole panels, vectors and groups");
 
@@ -37,20 +38,18 @@ static Sight sight(const AttentionArgs& g, index_t b, index_t i) {
     return s;
 }
 
-struct Extent {  // bounds over a group of rows: lo <= every lo <= lo_last, hi_first <= every hi <= hi, least <= every segment <= most
-    index_t lo, lo_last, hi_first, hi;
+struct Extent {  // bounds over a group of rows: lo <= every lo, every hi <= hi, least <= every segment <= most
+    index_t lo, hi;
     int32_t least, most;
 };
 
 // Of queries [i, i + n) of entry b.
 static Extent extent(const AttentionArgs& g, index_t b, index_t i, index_t n) {
-    const Sight first = sight(g, b, i), last = sight(g, b, i + n - 1);
-    Extent e{first.lo, last.lo, first.hi, last.hi, 0, 0};
+    Extent e{sight(g, b, i).lo, sight(g, b, i + n - 1).hi, 0, 0};
     if (!g.q_segments) return e;
-    e = {PTRDIFF_MAX, last.lo, PTRDIFF_MAX, 0, INT32_MAX, 0};
+    e = {PTRDIFF_MAX, 0, INT32_MAX, 0};
     for (index_t r = i; r < i + n; ++r) {
         const Sight s = sight(g, b, r);
-        e.hi_first = std::min(e.hi_first, s.hi);
         if (s.segment <= 0) continue;
         e.lo = std::min(e.lo, s.lo);
         e.hi = std::max(e.hi, s.hi);
@@ -78,7 +77,7 @@ struct KeyTile {  // keys [key, key + n) and their segments, padded to whole vec
 
 struct View {  // columns [begin, end) of a key tile are all that a group of rows sees of it
     index_t begin = 0, end = 0;
-    bool masked = false, segmented = false;  // some row does not see all of them; for reasons of segments too
+    bool segmented = false;  // for some row segments decide
     bool empty() const { return begin >= end; }
     index_t first() const { return begin / W * W; }
     index_t last() const { return whole(end); }
@@ -94,9 +93,7 @@ static View view(const Extent& e, const KeyTile& t) {
         while (s.begin < s.end && outside(s.end - 1)) --s.end;
         s.segmented = e.least != t.least || e.most != t.most || t.least != t.most;
     }
-    if (s.empty()) return {};
-    s.masked = s.segmented || s.begin % W || s.end % W || e.lo_last > t.key + s.begin || e.hi_first < t.key + s.end;
-    return s;
+    return s.empty() ? View{} : s;
 }
 
 INLINE VI lane_numbers() {
@@ -105,13 +102,21 @@ INLINE VI lane_numbers() {
     return x;
 }
 
-// Lanes of the keys key0 + j, ... that a row sees; `segments` is padded to whole vectors.
-INLINE VI visible(const Sight& s, index_t key0, index_t j, const int32_t* segments) {
-    const VI key = lane_numbers() + int32_t(j);
-    const VI seen = (key >= int32_t(std::clamp<index_t>(s.lo - key0, -1, 1 << 20))) &
-                    (key < int32_t(std::clamp<index_t>(s.hi - key0, -1, 1 << 20)));
-    return segments ? seen & (*reinterpret_cast<const VIMem*>(segments + j) == s.segment) : seen;
-}
+struct Mask {  // which columns of a key tile a row sees
+    int32_t lo, hi, segment;
+    const int32_t* segments;  // of the tile, where they matter
+
+    Mask() = default;
+    Mask(const Sight& s, const KeyTile& t, const View& v)
+        : lo(int32_t(std::clamp<index_t>(s.lo - t.key, 0, t.n))), hi(int32_t(std::clamp<index_t>(s.hi - t.key, 0, t.n))),
+          segment(s.segment), segments(v.segmented ? t.segments : nullptr) {}
+
+    bool shows_all(index_t j) const { return !segments && lo <= j && j + W <= hi; }  // of the columns j, ..., j + W - 1
+    VI operator()(index_t j) const {
+        const VI key = lane_numbers() + int32_t(j), seen = (key >= lo) & (key < hi);
+        return segments ? seen & (*reinterpret_cast<const VIMem*>(segments + j) == segment) : seen;
+    }
+};
 
 // ---- pieces ----
 
@@ -137,11 +142,8 @@ static void scores_of(const View* views, const float* q, index_t q_row, index_t 
         }
 }
 
-// Column j, ... of a row of scores in units of log 2, with its bias (of the key tile, or null).
-INLINE V biased(const float* x, index_t j, const float* bias, index_t n) {
-    const V y = load(x + j);
-    return bias ? y + load_left(bias + j, n - j) * LOG2_E : y;
-}
+// Scores of columns j, ... with their bias (a row of it over the n keys of a tile, or null).
+INLINE V biased(V score, index_t j, const float* bias, index_t n) { return bias ? score + load_left(bias + j, n - j) * LOG2_E : score; }
 
 INLINE const float* bias_row(const AttentionArgs& g, index_t b, index_t h, index_t i, index_t key) {
     return g.bias ? g.bias + b * g.bias_b + h * g.bias_h + i * g.bias_q + key : nullptr;
@@ -295,17 +297,16 @@ struct Forward {  // a task: query rows of some heads that share their keys
         const View& s = views[r / GROUP];
         const V hidden = splat(-__builtin_inff());
         const float* bias = bias_row(g, b, head_of(r), query_of(r), t.key);
+        const Mask mask(sight(g, b, query_of(r)), t, s);
         V most = hidden;
-        if (s.masked || bias) {
-            const Sight seen = sight(g, b, query_of(r));
-            for (index_t j = s.first(); j < s.last(); j += W) {
-                V y = biased(x, j, bias, t.n);
-                if (s.masked) y = visible(seen, t.key, j, s.segmented ? t.segments : nullptr) ? y : hidden;
+        for (index_t j = s.first(); j < s.last(); j += W) {
+            V y = load(x + j);
+            if (bias || !mask.shows_all(j)) {
+                y = biased(y, j, bias, t.n);
+                y = mask(j) ? y : hidden;
                 store(x + j, y);
-                most = vmax(y, most);
             }
-        } else {
-            for (index_t j = s.begin; j < s.end; j += W) most = vmax(load(x + j), most);
+            most = vmax(y, most);
         }
         return max_lane(most);
     }
@@ -340,10 +341,13 @@ struct Forward {  // a task: query rows of some heads that share their keys
     }
 
     void write(const Sums& from) const {
-        float* all = from.total;  // (rows,): the sums of lanes
+        float *all = from.total, *lse = from.top;  // (rows,): the sums of lanes
         for (index_t r = 0; r < rows; ++r) all[r] = sum(load(from.total + r * W));
-        for (index_t r = 0; r < rows; ++r)
-            g.lse[(b * g.h + head_of(r)) * g.tq + query_of(r)] = all[r] == 0.0f ? -__builtin_inff() : from.top[r] * LN_2 + std::log(all[r]);
+        for (index_t r = 0; r < rows; r += W) {
+            const V x = load(all + r);
+            store_n(lse + r, x == 0.0f ? splat(-__builtin_inff()) : load(lse + r) * LN_2 + log(x), std::min<index_t>(W, rows - r));
+        }
+        for (index_t r = 0; r < rows; ++r) g.lse[(b * g.h + head_of(r)) * g.tq + query_of(r)] = lse[r];
         for (index_t h = 0; h < rows / queries; ++h) {
             float* out = g.out + ((b * g.tq + query) * g.h + head + h) * g.d;
             for (index_t i = 0; i < queries; ++i) {
@@ -381,7 +385,7 @@ static void attention_of(const AttentionArgs& g) {
         Carver c{static_cast<char*>(block) + i * one.used};
         return Sums(c, rows, dp);
     };
-    if (rows <= QUERIES && parts > 1) {  // few rows, many keys: a part is a task
+    if (rows <= QUERIES && tasks < ENOUGH && parts > 1) {  // few rows, many keys: a part is a task
         void* block = scratch(4, tasks * parts * one.used);
         parallel_for(tasks * parts, [&](index_t i) {
             Forward<PAIRS> f = task(i / parts);

@@ -154,17 +154,17 @@ struct Backward {
         const View& s = views[r / GROUP];
         if (s.empty()) return;
         constexpr int ROWS = PAIRS ? 2 : 1;
-        Sight seen[ROWS];
+        Mask mask[ROWS];
         const float* bias[ROWS];
         for (index_t m = 0; m < n; ++m) {
-            if (s.masked) seen[m] = sight(g, b, i + m);
+            mask[m] = Mask(sight(g, b, i + m), t, s);
             bias[m] = bias_row(g, b, h, i + m, t.key);
         }
         const auto one = [&](index_t m, index_t j, V& y, V& dy) {
-            y = exp2_of_negative(biased(p + (r + m) * VJP_KEYS, j, bias[m], t.n) - lse[i + m]);
+            y = exp2_of_negative(biased(load(p + (r + m) * VJP_KEYS + j), j, bias[m], t.n) - lse[i + m]);
             dy = y * (load(ds + (r + m) * VJP_KEYS + j) - delta[i + m]);
-            if (s.masked) {
-                const VI shown = visible(seen[m], t.key, j, s.segmented ? t.segments : nullptr);
+            if (!mask[m].shows_all(j)) {
+                const VI shown = mask[m](j);
                 y = shown ? y : V{};
                 dy = shown ? dy : V{};
             }

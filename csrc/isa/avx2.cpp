@@ -3,7 +3,7 @@
 
 #define PYLLM_WIDTH 8
 #define PYLLM_ISA_NAME "avx2"
-TARGET_BEGIN("avx2,fma,f16c")
+TARGET_BEGIN("avx2,fma,f16c,prfchw")
 namespace {
 #include "generic/table.h"
 }

@@ -3,7 +3,7 @@
 
 #define PYLLM_WIDTH 16
 #define PYLLM_ISA_NAME "avx512"
-TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prfchw")
 namespace {
 #include "generic/table.h"
 }

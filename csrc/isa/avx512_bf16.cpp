@@ -5,7 +5,7 @@
 #define PYLLM_WIDTH 16
 #define PYLLM_DOT 1
 #define PYLLM_ISA_NAME "avx512_bf16"
-TARGET_BEGIN("avx512bf16,avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+TARGET_BEGIN("avx512bf16,avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prfchw")
 namespace {
 #include "generic/table.h"
 }

@@ -1,4 +1,6 @@
 """Attention and its vjp: every ISA against the float64 reference, and the promises about bits, masks and layouts."""
+import time
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -209,6 +211,26 @@ def test_nan_that_is_seen_is_passed_on(isa):
     q[0, 1] = np.nan
     out, lse = K.attention(q, k, v)
     assert np.isnan(out[0, 1]).all() and np.isnan(lse[0, 0, 1]) and np.isfinite(out[0, [0, 2]]).all()
+
+
+@pytest.mark.parametrize("isa", ISAS[:1])
+@both_precisions
+def test_what_nobody_sees_takes_no_time(isa, reduced):
+    """A window of 128 and 32 documents of 4096 keys see less than a tenth of them; a third is left for a busy machine."""
+    K.use(isa)
+    t = 4096
+    q, k, v, dout, _ = draw(np.random.default_rng(13), 1, t, t, 1, 1, 64)
+    segments = np.repeat(np.arange(1, 33), t // 32)[None].astype(np.int32)
+
+    def seconds(**options):
+        began = time.perf_counter()
+        out, lse = K.attention(q, k, v, reduced=reduced, **options)
+        K.attention_vjp(dout, q, k, v, out, lse, reduced=reduced, **options)
+        return time.perf_counter() - began
+
+    masks = dict(), dict(window=128), dict(segments=(segments, segments))
+    full, *others = (min(seconds(**mask) for _ in range(5)) for mask in masks)
+    assert max(others) < full / 3, (full, others)
 
 
 # ---- the same bits ----
