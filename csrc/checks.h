@@ -34,7 +34,8 @@ py::array checked(const py::handle& object, const char* name, bool writeable) {
     };
     if (!py::isinstance<py::array>(object)) fail(py::str(py::type::of(object)).cast<std::string>());
     py::array a = py::reinterpret_borrow<py::array>(object);
-    if (!py::dtype::of<T>().equal(a.dtype())) fail(py::str(py::object(a.dtype())).cast<std::string>());
+    const py::dtype want = py::dtype::of<T>(), got = a.dtype();
+    if (!got.is(want) && !want.equal(got)) fail(py::str(py::object(got)).cast<std::string>());  // the same object, nearly always
     if (a.size() && reinterpret_cast<std::uintptr_t>(a.data()) % alignof(T)) fail("a misaligned one");
     if (writeable && !a.writeable()) fail("a read-only one");
     return a;

@@ -16,7 +16,7 @@ constexpr index_t BLOCK = 192;            // columns of a block: BLOCK * KC lane
 constexpr index_t PACKED_A = 1 << 21;     // lanes of A that are packed at a time
 constexpr index_t K_STEP = 32;            // rows of B, or of a transposed A, that are packed at a time
 constexpr index_t TASK = 2000000;         // multiply-adds of a part of the rows, at least: tens of microseconds
-constexpr index_t SMALL = 400000;         // multiply-adds that one thread does in a few microseconds
+constexpr index_t SMALL = 130000;         // multiply-adds that one thread does in a microsecond
 constexpr index_t SKINNY = 8;             // rows up to which B is read where it lies
 
 // ---- lanes ----
@@ -59,9 +59,9 @@ INLINE V lower(V a, V b, std::integer_sequence<int, I...>) { return __builtin_sh
 template <int S, int... I>
 INLINE V upper(V a, V b, std::integer_sequence<int, I...>) { return __builtin_shufflevector(a, b, ((I & S) ? W + I : I + S)...); }
 
-template <int S>
+template <int S, int END = W>
 INLINE void transpose_step(V (&x)[W]) {
-    if constexpr (S < W) {
+    if constexpr (S < END) {
 #pragma GCC unroll 16
         for (int i = 0; i < W; ++i) {
             if (i & S) continue;
@@ -69,17 +69,33 @@ INLINE void transpose_step(V (&x)[W]) {
             x[i] = lower<S>(a, b, std::make_integer_sequence<int, W>());
             x[i + S] = upper<S>(a, b, std::make_integer_sequence<int, W>());
         }
-        transpose_step<2 * S>(x);
+        transpose_step<2 * S, END>(x);
     }
 }
 
 // x[i] lane j  <->  x[j] lane i
 INLINE void transpose(V (&x)[W]) { transpose_step<1>(x); }
 
+// The same for W rows in memory, `step` apart: loads of halves do the last exchange.
+typedef float HalfMem __attribute__((vector_size(W * 2), aligned(4), may_alias));
+template <int... I>
+INLINE V halves(const float* a, const float* b, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(*reinterpret_cast<const HalfMem*>(a), *reinterpret_cast<const HalfMem*>(b), I...);
+}
+INLINE void load_transposed(const float* src, index_t step, V (&x)[W]) {
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) {
+        const float* p = src + i % (W / 2) * step + i / (W / 2) * (W / 2);
+        x[i] = halves(p, p + W / 2 * step, std::make_integer_sequence<int, W>());
+    }
+    transpose_step<1, W / 2>(x);
+}
+
 // ---- packing ----
 // W x W lanes, rows `step` apart, turned: x[k] lane i = lane k of src + i * step, which holds n elements; what is beyond rows or n is 0.
 template <class T = Float32>
 INLINE void load_turned(const float* src, index_t step, index_t rows, V (&x)[W], index_t n = T::DEPTH * W) {
+    if (!T::ROUNDS && rows >= W && n == W) return load_transposed(src, step, x);
 #pragma GCC unroll 16
     for (int i = 0; i < W; ++i) x[i] = i < rows ? T::along(src + i * step, n) : V{};
     transpose(x);
@@ -310,17 +326,17 @@ struct Left {  // some rows of A, one K block of them: where they lie, or packed
     const float* from(index_t i, index_t lanes) const { return unit ? a + i * step : a + i / R_MAX * R_MAX * lanes + i % R_MAX; }
 };
 
-// C[rows, panels] (+)= A B, B packed: `lanes` of each column.
+// C[rows, panels] (+)= A B, B packed: `lanes` of each column. far: C is not in L2.
 template <class T>
 static void multiply(const Left& a, index_t rows, const float* b, index_t lanes, const Panels& panels, float* c, index_t c_row,
-                     index_t columns, bool add) {
+                     index_t columns, bool add, bool far) {
     const auto tile = a.unit ? tile_of_rows<true, T> : tile_of_rows<false, T>;
     for (index_t i = 0, r; i < rows; i += r) {
         r = rows_at(rows - i);
         for (index_t p = 0; p < panels.count; ++p) {
             const index_t col = panels.begin(p), width = panels.width(p) * W;
             float* to = c + i * c_row + col;
-            for (index_t row = 0; row < r; ++row)  // while the tile computes
+            for (index_t row = 0; far && row < r; ++row)  // comes while the tile computes
                 for (index_t j = 0; j < width; j += 16) __builtin_prefetch(to + row * c_row + j, 1);
             tile(int(r), int(width / W), a.from(i, lanes), a.step, b + col * lanes, width, lanes, to, c_row, columns - col, add);
         }
@@ -345,14 +361,15 @@ static void product_of(const MatmulArgs& g, index_t row0, index_t rows, index_t 
     const bool unit = g.a_col == 1, pack_a = !unit || T::ROUNDS;
     const index_t lanes = lanes_of(kc, T::DEPTH), vectors = (g.n + W - 1) / W, tiles = (rows + R_MAX - 1) / R_MAX;
     const index_t threads = thread_limit();
-    index_t across = 1, least = PTRDIFF_MAX;  // threads along the columns: those that make for the least packing
+    index_t across = 1, least = PTRDIFF_MAX;  // threads along the columns: so that they pack and read the least
     for (index_t n = 1; n <= std::min(threads, std::max<index_t>(1, vectors / 2)); ++n) {
-        const index_t packing = (pack_a ? rows * n : 0) + g.n * (threads / n);
-        if (threads % n == 0 && packing < least) across = n, least = packing;
+        const index_t cost = rows * n * (pack_a ? 4 : 1) + g.n * (threads / n) * (g.b_col == 1 ? 1 : 2);
+        if (threads % n == 0 && cost < least) across = n, least = cost;
     }
     const index_t shares = threads / across, at_least = lanes_of(vectors, BLOCK * T::DEPTH / W);
     const index_t blocks = std::min(vectors, lanes_of(at_least, across) * across), cells = shares * blocks;
-    const index_t share_parts = std::max<index_t>(1, std::min(tiles / shares, rows * kc * (g.n / blocks + 1) / shares / TASK));
+    const index_t part_tiles = std::max<index_t>(unit ? 1 : 64 / R_MAX, TASK / (kc * R_MAX * (g.n / blocks + 1)));  // at least
+    const index_t share_parts = std::max<index_t>(1, tiles / shares / part_tiles);
     const index_t parts = shares * share_parts;
     const std::size_t head = (sizeof(index_t) * cells + 63) / 64 * 64, flags = (parts + 63) / 64 * 64;
     const std::size_t bytes = head + flags + (pack_a ? sizeof(float) * tiles * R_MAX * lanes : 0);
@@ -382,7 +399,8 @@ static void product_of(const MatmulArgs& g, index_t row0, index_t rows, index_t 
                 }
                 const Left a = pack_a ? Left{to, unit ? lanes : R_MAX, unit} : Left{from, g.a_row, true};
                 const index_t at = row0 + row;
-                multiply<T>(a, part_rows, packed, lanes, panels, g.c + at * g.c_row + col0, g.c_row, columns, g.accumulate || k0 > 0);
+                multiply<T>(a, part_rows, packed, lanes, panels, g.c + at * g.c_row + col0, g.c_row, columns, g.accumulate || k0 > 0,
+                            g.m * g.n > 4 * BLOCK * KC);
                 if (k0 + kc == g.k && has_epilogue(g)) finish(g, at, part_rows, col0, columns);
             }
         }
@@ -424,23 +442,24 @@ static void matmul(const MatmulArgs& args) {
     parallel_for(args.batch, one);
 }
 
-// 24 independent chains of multiply-adds: what a perfect tile could do. -> FLOP of a thread.
+// Independent chains of multiply-adds, as many as registers hold: what a perfect tile could do. -> FLOP of a thread.
 template <class T>
 static double peak_of(index_t rounds, float* sink) {
     parallel_for(thread_limit(), [&](index_t thread) {
-        V acc[24], a = splat(1.0f + 1e-7f * float(thread)), b = splat(1e-9f);
+        constexpr int CHAINS = W == 16 ? 24 : 12;
+        V acc[CHAINS], a = splat(1.0f + 1e-7f * float(thread)), b = splat(1e-9f);
 #pragma GCC unroll 24
-        for (int i = 0; i < 24; ++i) acc[i] = splat(float(i));
+        for (int i = 0; i < CHAINS; ++i) acc[i] = splat(float(i));
         for (index_t round = 0; round < rounds; ++round) {
 #pragma GCC unroll 24
-            for (int i = 0; i < 24; ++i) acc[i] = T::mul_add(acc[i], a, b);
+            for (int i = 0; i < CHAINS; ++i) acc[i] = T::mul_add(acc[i], a, b);
         }
         V total{};
 #pragma GCC unroll 24
-        for (int i = 0; i < 24; ++i) total += acc[i];
+        for (int i = 0; i < CHAINS; ++i) total += acc[i];
         sink[thread] = sum(total);
     });
-    return 2.0 * 24 * W * T::DEPTH * double(rounds);
+    return 2.0 * (W == 16 ? 24 : 12) * W * T::DEPTH * double(rounds);
 }
 
 static double fma_peak(index_t rounds, float* sink, bool bf16) {

@@ -67,21 +67,31 @@ def matmul(a, b, *, ta=False, tb=False, bias=None, act=None, residual=None, out=
     lead = a.shape[:-2]
     m, k = a.shape[:-3:-1] if ta else a.shape[-2:]
     n = b.shape[-2 if tb else -1]
-    shape = (*lead, m, n)
-    expect(b.shape == (*lead, *((n, k) if tb else (k, n))),
-           lambda: f"matmul: a {a.shape} and b {b.shape} do not fit with ta={ta}, tb={tb}: "
-                   f"expected b {(*lead, *((n, k) if tb else (k, n)))}")
-    expect(bias is None or bias.shape == (n,), lambda: f"matmul: bias {bias.shape}, expected {(n,)}")
+    shape, fits = (*lead, m, n), (*lead, n, k) if tb else (*lead, k, n)
+    if (b.shape != fits or act not in ACTS or (bias is not None and bias.shape != (n,))
+            or (residual is not None and residual.shape != shape)
+            or (out is not None and not (out.shape == shape and out.flags.c_contiguous))
+            or (accumulate and not (bias is act is residual is None and out is not None))):
+        _refuse_matmul(a, b, ta, tb, fits, shape, bias, act, residual, out)
+    c = _C.empty(shape) if out is None else out
+    z = _C.empty(shape) if act else None
+    if len(lead) < 2:
+        _C.matmul(a, b, c, ta, tb, dense(bias), ACTS[act], z, dense(residual), accumulate, reduced)
+    else:
+        flat = lambda x: None if x is None else x.reshape(-1, *x.shape[-2:])
+        _C.matmul(flat(a), flat(b), flat(c), ta, tb, dense(bias), ACTS[act], flat(z), flat(dense(residual)), accumulate, reduced)
+    return c if act is None else (c, z)
+
+
+def _refuse_matmul(a, b, ta, tb, fits, shape, bias, act, residual, out):
+    """ValueError that names what does not fit."""
+    expect(b.shape == fits, lambda: f"matmul: a {a.shape} and b {b.shape} do not fit with ta={ta}, tb={tb}: expected b {fits}")
+    expect(bias is None or bias.shape == shape[-1:], lambda: f"matmul: bias {bias.shape}, expected {shape[-1:]}")
     expect(residual is None or residual.shape == shape, lambda: f"matmul: residual {residual.shape}, expected {shape}")
     expect(out is None or out.shape == shape and out.flags.c_contiguous,
            lambda: f"matmul: out {out.shape} with strides {out.strides}, expected {shape}, C-contiguous")
     expect(act in ACTS, lambda: f"matmul: act={act!r}; expected one of {tuple(ACTS)}")
-    expect(not accumulate or (bias is act is residual is None and out is not None), lambda: "matmul: accumulate goes with out alone")
-    c = out if out is not None else empty(shape)
-    z = empty(shape) if act else None
-    flat = (lambda x: None if x is None else x.reshape(-1, *x.shape[-2:])) if len(lead) > 1 else (lambda x: x)
-    _C.matmul(flat(a), flat(b), flat(c), ta, tb, dense(bias), ACTS[act], flat(z), flat(dense(residual)), accumulate, reduced)
-    return c if act is None else (c, z)
+    raise ValueError("matmul: accumulate goes with out alone")
 
 
 @float32
