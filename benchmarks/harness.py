@@ -15,7 +15,7 @@ from pyllm import measure
 
 PEAKS = {"f32": "f32", "bf16": "bf16"}  # precision of a row -> of its limit; products of packed weights are int8 dots
 REST = 0.05  # seconds between two sides: a library's idle threads go on spinning for up to 30 ms, on the cores of the next one
-LIMIT = 150  # seconds that a peer's first call may take: torch.compile builds then
+LIMIT = 100  # seconds that a peer's first call may take: torch.compile builds then
 
 
 @dataclass
@@ -98,7 +98,7 @@ def fastest(alternatives):
 
 @contextmanager
 def at_most(limit):
-    """TimeoutError within after `limit` seconds, where the system has alarms."""
+    """TimeoutError within after `limit` seconds, where the system has alarms; again every 5 s, since a compiler may swallow the first."""
     if not hasattr(signal, "SIGALRM"):
         yield
         return
@@ -107,11 +107,11 @@ def at_most(limit):
         raise TimeoutError(f"more than {limit} s")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(limit)
+    signal.setitimer(signal.ITIMER_REAL, limit, 5)
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 

@@ -44,6 +44,16 @@ def test_the_faster_setting_of_a_peer_counts():
         fastest({"": fails})
 
 
+def test_a_peer_that_takes_too_long_is_left_out(monkeypatch):
+    import time
+
+    monkeypatch.setattr("benchmarks.harness.LIMIT", 0.05)
+    quick = lambda: None
+    began = time.monotonic()
+    f, _, setting = fastest({"eager": quick, "compiled": lambda: time.sleep(20)})
+    assert f is quick and setting == "eager; compiled failed: TimeoutError" and time.monotonic() - began < 5
+
+
 @pytest.mark.parametrize("module", [bench_matmul, bench_attention, bench_layers, bench_quant], ids=lambda m: m.__name__)
 def test_rows_are_right(module, monkeypatch):
     """The checks of the small rows pass; pyllm's side alone, the peers are not built."""
