@@ -9,7 +9,7 @@
 
 constexpr index_t HEAD_BLOCK = 32;  // vocabulary rows that share a maximum
 constexpr index_t HEAD_TASK = 96;   // vocabulary rows of dx that stay in L2 while dw and dh are made of them
-constexpr index_t HEAD_ROWS = 144;  // rows of h in a chunk: whole panels for every W, (rows, C) in L2
+constexpr index_t HEAD_ROWS = 128;  // rows of h in a chunk: (rows, C) stays in L2
 
 // Fetches a stretch of memory into L2 piece by piece, beside work that does not need it yet.
 struct Ahead {
@@ -51,8 +51,8 @@ struct Head {
     index_t width;
 
     explicit Head(const HeadArgs& args) : g(args) {
-        rows = g.v < 2048 ? HEAD_ROWS / 3 : HEAD_ROWS;
-        while (rows > HEAD_ROWS / 3 && rows * g.v > g.budget) rows -= HEAD_ROWS / 3;
+        rows = g.v < 2048 ? HEAD_ROWS / 2 : HEAD_ROWS;
+        while (rows > HEAD_ROWS / 4 && rows * g.v > g.budget) rows -= HEAD_ROWS / 4;
         blocks = (g.v + HEAD_BLOCK - 1) / HEAD_BLOCK;
         parts = std::clamp<index_t>(g.v / 2048, 1, 8);
         per_part = ((g.v + parts - 1) / parts + HEAD_TASK - 1) / HEAD_TASK * HEAD_TASK;

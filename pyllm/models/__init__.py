@@ -1,17 +1,39 @@
-"""Model families, one file each. FAMILIES: model_type of config.json -> (configuration, language model)."""
-from pyllm.models.bart import Bart, BartConfig
-from pyllm.models.bert import BertConfig, BertLM
-from pyllm.models.gemma3 import Gemma3, Gemma3Config
-from pyllm.models.gpt2 import GPT2, GPT2Config
-from pyllm.models.heads import HEADS
-from pyllm.models.llama import Llama, LlamaConfig
-from pyllm.models.mistral import Mistral, MistralConfig
-from pyllm.models.qwen2 import Qwen2, Qwen2Config
-from pyllm.models.qwen3 import Qwen3, Qwen3Config
-from pyllm.models.t5 import T5, T5Config
+"""Model families, one file each, imported when they are first used. FAMILIES: model_type of config.json -> (configuration, language model)."""
+from collections.abc import Mapping
+from importlib import import_module
 
-FAMILIES = {config.model_type: (config, model) for config, model in (
-    (GPT2Config, GPT2), (LlamaConfig, Llama), (MistralConfig, Mistral), (Qwen2Config, Qwen2), (Qwen3Config, Qwen3), (Gemma3Config, Gemma3),
-    (BertConfig, BertLM), (T5Config, T5), (BartConfig, Bart))}
+_FILES = {  # model_type: its file, configuration, language model
+    "gpt2": ("gpt2", "GPT2Config", "GPT2"),
+    "llama": ("llama", "LlamaConfig", "Llama"),
+    "mistral": ("mistral", "MistralConfig", "Mistral"),
+    "qwen2": ("qwen2", "Qwen2Config", "Qwen2"),
+    "qwen3": ("qwen3", "Qwen3Config", "Qwen3"),
+    "gemma3_text": ("gemma3", "Gemma3Config", "Gemma3"),
+    "bert": ("bert", "BertConfig", "BertLM"),
+    "t5": ("t5", "T5Config", "T5"),
+    "bart": ("bart", "BartConfig", "Bart"),
+}
+_PUBLIC = {name: file for file, *names in _FILES.values() for name in names} | {"HEADS": "heads"}
 
-__all__ = ["FAMILIES", "HEADS", *(kind.__name__ for pair in FAMILIES.values() for kind in pair)]
+
+class _Families(Mapping):
+    def __getitem__(self, model_type):
+        return tuple(__getattr__(name) for name in _FILES[model_type][1:])
+
+    def __iter__(self):
+        return iter(_FILES)
+
+    def __len__(self):
+        return len(_FILES)
+
+
+FAMILIES = _Families()
+
+__all__ = ["FAMILIES", *_PUBLIC]
+
+
+def __getattr__(name):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'pyllm.models' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = globals()[name] = getattr(import_module(f"pyllm.models.{_PUBLIC[name]}"), name)
+    return value
