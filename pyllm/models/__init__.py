@@ -1,4 +1,4 @@
-"""Model families, one file each, imported when they are first used. FAMILIES: model_type of config.json -> (configuration, language model)."""
+"""Model families, one file each, imported when they are first used. FAMILIES: model_type of config.json -> (config, language model)."""
 from collections.abc import Mapping
 from importlib import import_module
 
@@ -35,5 +35,5 @@ __all__ = ["FAMILIES", *_PUBLIC]
 def __getattr__(name):
     if name not in _PUBLIC:
         raise AttributeError(f"module 'pyllm.models' has no attribute {name!r}; it has {', '.join(__all__)}")
-    value = globals()[name] = getattr(import_module(f"pyllm.models.{_PUBLIC[name]}"), name)
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
     return value
