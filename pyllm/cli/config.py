@@ -44,6 +44,7 @@ class Train:
     beta2: float = key(0.95, "AdamW's decay of the second moment, a step", 0.0, 1.0)
     eps: float = key(1e-8, "AdamW's addend in the denominator", 0.0)
     weight_decay: float = key(0.1, "AdamW's decay of matrices, times the learning rate", 0.0)
+    precision: str = key("f32", "of the products' operands; weights, sums and optimizer are float32", choices=("f32", "bf16"))
     clip: float = key(1.0, "largest norm of the gradient; 0 = no clipping", 0.0)
     label_smoothing: float = key(0.0, "share of the target's probability given to all tokens", 0.0, 1.0)
     z_loss: float = key(0.0, "weight of the squared log of the softmax's denominator", 0.0)

@@ -12,10 +12,10 @@ def report(config):
     t, length = config.train, row_length(config, model)
     tokens = t.batch * length
     flops = step_flops(model, t.batch, length) * t.accumulate
-    gflops = product_gflops(tokens, model.config.size("width"))
+    gflops = product_gflops(tokens, model.config.size("width"), t.precision)
     seconds, how = flops / gflops / 1e9, f"from FLOP at {gflops:.0f} GFLOP/s, this model's products"
     if seconds / t.accumulate < 5:
-        step = stepper(model.initialize(0), t.batch, length)
+        step = stepper(model.initialize(0), t.batch, length, t.precision)
         step()  # the first one asks the system for memory
         seconds, how = measure.seconds(step) * t.accumulate, "from two measured steps"
     n = model.num_parameters()
@@ -42,11 +42,11 @@ def step_flops(model, rows, length):
 
 
 def activation_bytes(model, tokens):
-    """-> what one micro-batch keeps for its backward, roughly: 18 arrays of (tokens, width) a layer, 3 outside, float32."""
-    return 4 * tokens * model.config.size("width") * (18 * model.config.size("layers") + 3)
+    """-> what one micro-batch keeps for its backward, roughly: 12 arrays of (tokens, width) a layer, 3 outside, float32."""
+    return 4 * tokens * model.config.size("width") * (12 * model.config.size("layers") + 3)
 
 
-def product_gflops(tokens, width):
+def product_gflops(tokens, width, precision="f32"):
     """-> measured GFLOP/s of (tokens, C) @ (C, 4 C)."""
     import numpy as np
 
@@ -55,7 +55,7 @@ def product_gflops(tokens, width):
 
     rows = min(tokens, 2048)
     x, w = np.ones((rows, width), np.float32), np.ones((4 * width, width), np.float32)
-    return 8 * rows * width * width / measure.median_seconds(lambda: K.matmul(x, w, tb=True), 0.3) / 1e9
+    return 8 * rows * width * width / measure.median_seconds(lambda: K.matmul(x, w, tb=True, reduced=precision == "bf16"), 0.3) / 1e9
 
 
 def stepper(model, rows, length, precision="f32"):
@@ -64,20 +64,14 @@ def stepper(model, rows, length, precision="f32"):
 
     import numpy as np
 
-    import pyllm
     from pyllm import training
     from pyllm.data.batch import Batch
     from pyllm.objectives import clm
 
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (rows, length + 1)).astype(np.int32)
     batch = Batch(ids[:, :-1].copy(), ids[:, 1:].copy())
-    records = training.train(model, clm, repeat(batch), training.AdamW(model), steps=10**9, lr=1e-4)
-
-    def step():
-        with pyllm.precision(precision):
-            next(records)
-
-    return step
+    records = training.train(model, clm, repeat(batch), training.AdamW(model), steps=10**9, lr=1e-4, precision=precision)
+    return lambda: next(records)
 
 
 def duration(seconds):

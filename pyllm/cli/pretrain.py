@@ -86,7 +86,7 @@ def pretrain(config, out, resume=False, until=None):
 
     done = bool(t.patience) and stopping.waited >= t.patience
     records = training.train(model, objective, loader, optimizer, steps=start if done else t.steps, start=start, lr=schedule,
-                             accumulate=t.accumulate, clip=t.clip or None, seed=t.seed)
+                             accumulate=t.accumulate, clip=t.clip or None, seed=t.seed, precision=t.precision)
     with (Interrupt() as stop, Progress(t.steps, "pretrain", "step", start) as bar,
           contextlib.closing(training.Log(out / "metrics.jsonl", start)) as metrics,
           contextlib.closing(training.Log(out / "samples.jsonl", start)) as samples):

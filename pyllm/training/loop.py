@@ -1,9 +1,11 @@
 """The training loop, a generator that belongs to its caller, and evaluation."""
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from pyllm.autograd import Rng, no_grad
+from pyllm.autograd import precision as precision_of
 from pyllm.measure import peak_rss_mb
 
 
@@ -27,7 +29,7 @@ class Record:
     metrics: dict = field(default_factory=dict)
 
 
-def train(model, objective, batches, optimizer, *, steps, lr, start=0, accumulate=1, clip=1.0, seed=0):
+def train(model, objective, batches, optimizer, *, steps, lr, start=0, accumulate=1, clip=1.0, seed=0, precision=None):
     """Train, one optimizer step for each turn of the caller's loop -> iterator of Record.
 
         optimizer = AdamW(model)
@@ -44,6 +46,8 @@ def train(model, objective, batches, optimizer, *, steps, lr, start=0, accumulat
     accumulate   micro-batches a step. Their losses are summed and divided once by the count of the whole step, so the split does not matter
     clip         the largest norm of the gradient, a larger one is scaled down to it; None = no clipping (Pascanu et al. 2013)
     seed         of the dropout masks: those of (seed, step, micro-batch) are the same in every run, resumed or not
+    precision    f32, or bf16: products take bfloat16 operands, weights and optimizer stay float32; None = that of the scope of each step,
+                 see pyllm.precision
 
     Raises FloatingPointError naming the step for a loss or gradient that is not finite (PYLLM_DEBUG=2 names the operation), ValueError for
     a step without any target or when the batches end early; the weights are then those after the last record.
@@ -53,10 +57,12 @@ def train(model, objective, batches, optimizer, *, steps, lr, start=0, accumulat
             raise ValueError(f"train: {name}={value!r}; expected a whole number of at least {least}")
     if clip is not None and not clip > 0:
         raise ValueError(f"train: clip={clip!r}; expected a number above 0, or None for no clipping")
-    return _steps(model, objective, iter(batches), optimizer, steps, lr if callable(lr) else lambda step: lr, start, accumulate, clip, seed)
+    scope = nullcontext() if precision is None else precision_of(precision)
+    rate = lr if callable(lr) else lambda step: lr
+    return _steps(model, objective, iter(batches), optimizer, steps, rate, start, accumulate, clip, seed, scope)
 
 
-def _steps(model, objective, batches, optimizer, steps, lr, start, accumulate, clip, seed):
+def _steps(model, objective, batches, optimizer, steps, lr, start, accumulate, clip, seed, scope):
     keys = Rng(seed)
     optimizer.zero_grad()
     for step in range(start, steps):
@@ -69,11 +75,12 @@ def _steps(model, objective, batches, optimizer, steps, lr, start, accumulate, c
                 raise ValueError(f"{where}: the batches ended after {step} of {steps} steps. "
                                  "Hint: Loader has no end; so has itertools.cycle")
             try:
-                loss = objective(model, batch, keys.fold("dropout", step, micro))
-                if not math.isfinite(loss.total.item()):
-                    raise FloatingPointError(f"the loss is {loss.total.item()}")
-                if loss.count:
-                    loss.total.backward()
+                with scope:  # left before the caller's turn
+                    loss = objective(model, batch, keys.fold("dropout", step, micro))
+                    if not math.isfinite(loss.total.item()):
+                        raise FloatingPointError(f"the loss is {loss.total.item()}")
+                    if loss.count:
+                        loss.total.backward()
             except FloatingPointError as error:
                 raise FloatingPointError(f"{where}: {error}. {_HINT}") from None
             total, count = total + loss.total.item(), count + loss.count

@@ -169,6 +169,27 @@ def test_bad_arguments_are_named_at_once(options, text):
         training.train(model, clm, [], training.AdamW(model), **{"steps": 1, "lr": 1e-3, **options})
 
 
+def test_precision_is_of_the_steps_alone():
+    """precision="bf16" trains as a scope around every step does, and leaves the caller's own scope alone."""
+    import pyllm
+    from pyllm.autograd.tensor import reduced
+
+    def losses(**options):
+        model = tiny.filled(tiny.gpt2())
+        records = training.train(model, clm, [ragged()] * 3, training.AdamW(model), steps=3, lr=1e-2, **options)
+        found = []
+        for record in records:
+            found.append(record.loss)
+            assert not reduced() or "precision" not in options
+        return found
+
+    with pyllm.precision("bf16"):
+        scoped = losses()
+    assert losses(precision="bf16") == scoped != losses() == losses(precision="f32")
+    with pytest.raises(ValueError, match="precision: 'f16'; expected one of f32, bf16"):
+        losses(precision="f16")
+
+
 def test_no_targets_and_no_batches():
     model, batch = tiny.filled(tiny.gpt2()), ragged()
     empty = Batch(batch.tokens, np.full_like(batch.targets, IGNORED))
