@@ -17,6 +17,7 @@ peer = pytest.importorskip("tokenizers")
 spm = pytest.importorskip("sentencepiece")
 
 from .test_parity import DATA, REAL, real, spread  # noqa: E402  where the peers are missing this file is skipped before
+
 pytestmark = pytest.mark.parity
 MODELS = ["tok-llama2/tokenizer.model", "tok-spiece/spiece.model", "tok-spiece/test_sentencepiece.model",
           "tok-spiece/test_sentencepiece_bpe.model", "tok-spiece/test_sentencepiece_no_bos.model", "sentencepiece/test_model.model"]
