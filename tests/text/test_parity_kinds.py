@@ -201,9 +201,13 @@ def test_sentencepiece_files(name, tmp_path):
     ours.save(tmp_path)
     again = read_tokenizer(tmp_path)
     peer.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    texts = [text for text in texts if not re.search(r"(.)\1{7}", text)]  # equal sums, which the order of adding in float32 decides there
+    pieces, sums = theirs.id_to_piece, lambda ids: sum(map(theirs.get_score, ids))
     for text, ids in zip(texts, theirs.encode(texts)):
-        assert ours.encode(text, special=False) == ids == again.encode(text, special=False), repr(text)
+        got = ours.encode(text, special=False)
+        assert got == again.encode(text, special=False)
+        if got != ids:  # Unigram: two ways to cut with one sum, where the order of adding in float32 decides
+            assert type(ours).__name__ == "Unigram" and "".join(pieces(got)) == "".join(pieces(ids)), repr(text)
+            assert abs(sums(got) - sums(ids)) <= 1e-6 * abs(sums(ids)), repr(text)
     assert (ours.bos_id or -1, ours.eos_id or -1, ours.unk_id) == (theirs.bos_id(), theirs.eos_id(), theirs.unk_id())
 
 
