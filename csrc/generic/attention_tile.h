@@ -8,76 +8,25 @@ template <bool PAIRS>
 constexpr index_t lanes_of(index_t n) { return PAIRS ? (n + 1) / 2 : n; }
 constexpr index_t whole(index_t n) { return (n + W - 1) / W * W; }
 
-// sum + a b, the lane at `a` with every lane of b
+// Pairs as matmul.h's tiles take lanes; on every table, so that the rows laid out below have one form.
+struct Pairs {
+    INLINE V every(const float* lane) { return as_float(VI{} | *reinterpret_cast<const LaneMem*>(lane)); }
+    INLINE V mul_add(V a, V b, V c) { return bf16_dot(c, VU(a), VU(b)); }
+};
 template <bool PAIRS>
-INLINE V multiply_add(const float* a, V b, V sum) {
-    if constexpr (PAIRS) {
-        uint32_t pair;
-        std::memcpy(&pair, a, sizeof pair);
-        return bf16_dot(sum, pair + VU{}, reinterpret_cast<VU>(b));
-    } else {
-        return splat(*a) * b + sum;
-    }
-}
-
-// C[R, cols] (+)= A[R, steps] B[steps, NV * W]. A(r, k) = a[r * a_step + k] where UNIT, else a[r + k * a_step].
-template <bool PAIRS, bool UNIT, int R, int NV>
-static void product_tile(const float* a, index_t a_step, const float* b, index_t b_row, index_t steps, float* c, index_t c_row,
-                         index_t cols, bool add) {
-    V acc[R][NV];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) acc[r][v] = V{};
-    for (index_t k = 0; k < steps; ++k, a += UNIT ? 1 : a_step, b += b_row) {
-        V bv[NV];
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) bv[v] = load(b + v * W);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-            for (int v = 0; v < NV; ++v) acc[r][v] = multiply_add<PAIRS>(a + (UNIT ? r * a_step : r), bv[v], acc[r][v]);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r, c += c_row)
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) {
-            const index_t left = cols - v * W;
-            if (left >= W) {
-                store(c + v * W, add ? load(c + v * W) + acc[r][v] : acc[r][v]);
-            } else if (left > 0) {
-                store_n(c + v * W, add ? load_n(c + v * W, left) + acc[r][v] : acc[r][v], left);
-            }
-        }
-}
-
-template <bool PAIRS, bool UNIT, int R>
-static void rows_of_tile(index_t n, const float* a, index_t a_step, const float* b, index_t b_row, index_t steps, float* c, index_t c_row,
-                         index_t cols, int nv, bool add) {
-    if constexpr (R > 1)
-        if (n < R) return rows_of_tile<PAIRS, UNIT, R / 2>(n, a, a_step, b, b_row, steps, c, c_row, cols, nv, add);
-    for (; n >= R; n -= R, a += UNIT ? R * a_step : R, c += R * c_row) {
-        if (nv == 1) product_tile<PAIRS, UNIT, R, 1>(a, a_step, b, b_row, steps, c, c_row, cols, add);
-        if (nv == 2) product_tile<PAIRS, UNIT, R, 2>(a, a_step, b, b_row, steps, c, c_row, cols, add);
-        if constexpr (NV_MAX >= 3)
-            if (nv == 3) product_tile<PAIRS, UNIT, R, 3>(a, a_step, b, b_row, steps, c, c_row, cols, add);
-        if constexpr (NV_MAX >= 4)
-            if (nv == 4) product_tile<PAIRS, UNIT, R, 4>(a, a_step, b, b_row, steps, c, c_row, cols, add);
-    }
-    if constexpr (R > 1)
-        if (n) rows_of_tile<PAIRS, UNIT, R / 2>(n, a, a_step, b, b_row, steps, c, c_row, cols, nv, add);
-}
+using Lane = std::conditional_t<PAIRS, Pairs, Float32>;
 
 // C[n, cols] (+)= A[n, steps] B[steps, cols]; B's rows are whole vectors.
 template <bool PAIRS, bool UNIT>
 static void times(index_t n, const float* a, index_t a_step, const float* b, index_t b_row, index_t steps, float* c, index_t c_row,
                   index_t cols, bool add) {
-    const index_t vectors = (cols + W - 1) / W, panels = (vectors + NV_MAX - 1) / NV_MAX;
-    for (index_t p = 0, begin = 0; p < panels; ++p) {  // as even as they come
-        const index_t end = (p + 1) * vectors / panels, col = begin * W;
-        rows_of_tile<PAIRS, UNIT, R_MAX>(n, a, a_step, b + col, b_row, steps, c + col, c_row, cols - col, int(end - begin), add);
-        begin = end;
-    }
+    const Panels panels(cols);
+    for (index_t p = 0; p < panels.count; ++p)
+        for (index_t i = 0, r, col = panels.begin(p); i < n; i += r) {
+            r = rows_at(n - i);
+            tile_of_rows<UNIT, Lane<PAIRS>>(int(r), panels.width(p), a + i * (UNIT ? a_step : 1), a_step, b + col, b_row, steps,
+                                            c + i * c_row + col, c_row, cols - col, add);
+        }
 }
 
 // The same (adding) where B has rows that are not finite: one row at a time, without what in B has a factor of 0 in A.
@@ -190,7 +139,7 @@ static void few_scores(const float* q, index_t q_row, const float* k, index_t ro
             for (int i = 0; i < W; ++i)
                 if (at + i < lanes)
 #pragma GCC unroll 4
-                    for (int m = 0; m < M; ++m) acc[m] = multiply_add<PAIRS>(q + m * q_row + at + i, x[i], acc[m]);
+                    for (int m = 0; m < M; ++m) acc[m] = Lane<PAIRS>::mul_add(Lane<PAIRS>::every(q + m * q_row + at + i), x[i], acc[m]);
         }
         for (int m = 0; m < M; ++m) store(scores + m * width + j, acc[m]);
     }
