@@ -101,6 +101,15 @@ static bool stack_rows(const float* from, index_t row, index_t n, index_t d, flo
     return sum(zero) == 0.0f;
 }
 
+// x[i] lane r: lane at + i of row r of k:(n, d); 0 beyond n and d.
+template <bool PAIRS>
+INLINE void turn_rows(const float* k, index_t row, index_t n, index_t d, index_t at, V (&x)[W]) {
+    const index_t first = at * (PAIRS ? 2 : 1);
+#pragma GCC unroll 16
+    for (int r = 0; r < W; ++r) x[r] = r < n ? row_lanes<PAIRS>(k + r * row + first, d - first, 1.0f) : V{};
+    transpose(x);
+}
+
 // Keys k:(n, d) as panels: dst[p][lane along d][PANEL].
 template <bool PAIRS>
 static void pack_keys(const float* k, index_t row, index_t n, index_t d, float* dst) {
@@ -110,10 +119,7 @@ static void pack_keys(const float* k, index_t row, index_t n, index_t d, float* 
         for (index_t i = j; i < j + W; ++i) fetch(k, row, i + AHEAD, n, d);
         for (index_t at = 0; at < lanes; at += W) {
             V x[W];
-            const index_t first = at * (PAIRS ? 2 : 1);
-#pragma GCC unroll 16
-            for (int i = 0; i < W; ++i) x[i] = j + i < n ? row_lanes<PAIRS>(k + (j + i) * row + first, d - first, 1.0f) : V{};
-            transpose(x);
+            turn_rows<PAIRS>(k + j * row, row, n - j, d, at, x);
 #pragma GCC unroll 16
             for (int i = 0; i < W; ++i)
                 if (at + i < lanes) store(to + (at + i) * PANEL, x[i]);
@@ -131,10 +137,7 @@ static void few_scores(const float* q, index_t q_row, const float* k, index_t ro
         for (index_t i = j; i < j + W; ++i) fetch(k, row, i + AHEAD, n, d);
         for (index_t at = 0; at < lanes; at += W) {
             V x[W];
-            const index_t first = at * (PAIRS ? 2 : 1);
-#pragma GCC unroll 16
-            for (int i = 0; i < W; ++i) x[i] = j + i < n ? row_lanes<PAIRS>(k + (j + i) * row + first, d - first, 1.0f) : V{};
-            transpose(x);
+            turn_rows<PAIRS>(k + j * row, row, n - j, d, at, x);
 #pragma GCC unroll 16
             for (int i = 0; i < W; ++i)
                 if (at + i < lanes)
