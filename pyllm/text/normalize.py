@@ -139,15 +139,18 @@ def prepended(spec):
     return step
 
 
-def sequence(spec):
-    steps = [normalizer(part) for part in items(spec, "normalizers")]
-
-    def step(text, src, first):
+def in_turn(steps):
+    """-> a step that does all of them, one after the other."""
+    def step(x, src, first):
         for each in steps:
-            text, src = each(text, src, first)
-        return text, src
+            x, src = each(x, src, first)
+        return x, src
 
     return step
+
+
+def sequence(spec):
+    return in_turn([normalizer(part) for part in items(spec, "normalizers")])
 
 
 KINDS = {

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import FormatError
 from . import unicode
-from .normalize import flag, items, string
+from .normalize import flag, in_turn, items, string
 from .pattern import compile_expression, short
 
 BEHAVIORS = ("Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous")
@@ -147,14 +147,7 @@ def fixed_length(spec):
 
 
 def sequence(spec):
-    steps = [pre_tokenizer(part) for part in items(spec, "pretokenizers")]
-
-    def step(words, srcs, first):
-        for each in steps:
-            words, srcs = each(words, srcs, first)
-        return words, srcs
-
-    return step
+    return in_turn([pre_tokenizer(part) for part in items(spec, "pretokenizers")])
 
 
 KINDS = {
