@@ -8,6 +8,7 @@ from pyllm.autograd import no_grad
 from pyllm.errors import ConfigError
 from pyllm.generation.decode import Decoder
 from pyllm.generation.sampling import Sampling
+from pyllm.models.base import CausalLM
 from pyllm.models.seq2seq import Continuation, EncoderDecoder
 
 
@@ -93,6 +94,8 @@ def _decoder(model, tokenizer, prompts, sampling, max_tokens, seed, slide):
     for name, value in (("max_tokens", max_tokens), ("seed", seed)):
         if not isinstance(value, Integral) or value < 0:
             raise ConfigError(f"generate: {name}={value!r}; expected a whole number of at least 0")
+    if not isinstance(model, (CausalLM, EncoderDecoder)):
+        raise ValueError(f"generate: a {type(model).__name__} predicts no next token; expected a causal model or an encoder-decoder")
     vocabulary = None
     if tokenizer is not None:
         vocabulary = tokenizer.vocab_size

@@ -351,7 +351,7 @@ def test_debug_1_explains_a_training_step():
     run = debug("1", """
 from pyllm import data, objectives, training
 from pyllm.models import GPT2, GPT2Config
-model = GPT2(GPT2Config(vocab_size=64, n_positions=32, n_embd=64, n_layer=2, n_head=2)).initialize(0)
+model = GPT2(GPT2Config(vocab_size=64, n_positions=32, n_embd=256, n_layer=2, n_head=2)).initialize(0)
 batch = data.Batch(*np.random.default_rng(0).integers(0, 64, (2, 4, 32)).astype(np.int32))
 list(training.train(model, objectives.clm, [batch] * 3, training.AdamW(model), steps=3, lr=1e-3))""")
     assert run.returncode == 0, run.stderr

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 import pyllm
 from pyllm import kernels as K
+from pyllm.folders import build
 from pyllm.generation import Decoder, Sampling, generate, stream
 from pyllm.models import GPT2, GPT2Config, Llama, LlamaConfig
 from pyllm.text import ByteLevelBPE, CharTokenizer
@@ -220,6 +221,13 @@ def test_draws_follow_the_distribution(options, kept):
 def test_bad_input_is_named(model, call, words):
     with pytest.raises(ValueError, match=words):
         call(model)
+
+
+def test_a_model_without_a_next_token_is_named():
+    sizes = dict(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    encoder = build({"model_type": "bert", **sizes}, seed=0)
+    with pytest.raises(ValueError, match="a BertLM predicts no next token"):
+        generate(encoder, None, [1])
 
 
 def test_empty_prompt_starts_at_the_end_token(model):
