@@ -1,0 +1,41 @@
+"""Kernels that promise to stream hold no more than they say: resident memory of a process of its own, once inputs and outputs stand."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyllm import kernels as K
+
+pytestmark = pytest.mark.skipif(K.active() == "reference" or not Path("/proc/self/status").exists(), reason="compiled kernels, Linux")
+
+HEAD = """
+h, w, targets = draw(512, 64), draw(50257, 64), np.arange(512, dtype=np.int32)
+run = lambda: K.linear_cross_entropy(h, w, None, targets, need=(True, True, False))
+outputs = h.nbytes + w.nbytes"""  # the (N, V) logits would be 103 MB
+ATTENTION = """
+q, k, v, dout, out = (draw(1, 8192, 8, 64) for _ in range(5))
+lse = np.full((1, 8, 8192), 9.0, np.float32)
+run = lambda: K.attention_vjp(dout, q, k, v, out, lse, window=2048)
+outputs = 3 * q.nbytes"""  # a dq for each part of the keys would be 67 MB, (T, T) of a head 268 MB
+
+
+@pytest.mark.parametrize("setup", [HEAD, ATTENTION], ids=["head", "attention_vjp"])
+def test_at_most_32_mb_beside_inputs_and_outputs(setup):
+    code = f"""
+import json
+import numpy as np
+from pyllm import kernels as K
+from pyllm.measure import peak_rss_mb
+def draw(*shape):
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+{setup}
+K.matmul(draw(64, 64), draw(64, 64))  # the workers stand
+before = peak_rss_mb()
+run()
+print(json.dumps([before, peak_rss_mb(), outputs / 1e6]))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    before, after, outputs = json.loads(done.stdout)
+    assert after - before - outputs < 40, (before, after, outputs)  # 32 and what the threads pack for themselves
