@@ -35,7 +35,8 @@ LAYERS = [
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 NUMPY_ONLY = {"io", "text", "data"}  # usable without the kernels: they import NumPy, layer 0 and io
-OPTIONAL = {"tqdm", "matplotlib", "regex"}  # the extras; imported inside functions alone
+# The extras, one or more a user-facing need; imported inside functions alone.
+OPTIONAL = {"tqdm", "matplotlib", "regex", "jinja2", "huggingface_hub", "sacrebleu", "optuna"}
 
 
 def name(path):
@@ -116,7 +117,8 @@ def test_numpy_alone_in_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert [re.match(r"[\w-]+", d).group() for d in project["dependencies"]] == ["numpy"]
     extras = project["optional-dependencies"]
-    assert {re.match(r"[\w-]+", d).group() for extra in ("cli", "plot", "text") for d in extras[extra]} == OPTIONAL
+    user_facing = ("cli", "plot", "text", "chat", "hub", "eval", "tune")
+    assert {re.match(r"[\w-]+", d).group() for extra in user_facing for d in extras[extra]} == OPTIONAL
 
 
 def test_only_env_reads_the_environment():
@@ -142,7 +144,7 @@ def test_budgets():
     lines = {p: p.read_text().splitlines() for p in CODE}
     assert not [f"{name(p)}: {len(text)} lines" for p, text in lines.items() if len(text) > 600]
     assert not [f"{name(p)}:{i}: {len(s)} columns" for p, text in lines.items() for i, s in enumerate(text, 1) if len(s) > 140]
-    assert sum(len(lines[p]) for p in PYTHON) <= 14_000
+    assert sum(len(lines[p]) for p in PYTHON) <= 24_000
     assert sum(len(lines[p]) for p in CPP) <= 6_000
 
 

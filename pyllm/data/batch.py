@@ -1,5 +1,5 @@
-"""Batch: what a model trains on, (B, T) arrays."""
-from dataclasses import dataclass
+"""Batch: what a model trains on, arrays of B rows."""
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -10,49 +10,52 @@ IGNORED = -100  # a target that no loss counts
 class Batch:
     """tokens (B, T)  targets (B, T)  segments (B, T) or None, all int32
 
-    tokens: ids. targets: the id each position predicts, IGNORED (-100) for none.
-    segments: 0 = padding, k = the k-th document in the row, each one unbroken run; None = every row is one document.
+    tokens: ids. targets: the id each position predicts, IGNORED (-100) for none. segments: 0 = padding, k = the k-th document in the row,
+    each one unbroken run; None = every row is one document.
+    decoder_tokens (B, U), decoder_segments (B, U) or None: of an encoder-decoder, whose targets are (B, U).
+    Targets of whole rows are labels (B,) or spans (B, 2): first and last token. Pairs are neighbours: row 2i chosen, row 2i + 1 rejected.
+    extra: {name: array of B rows}, what else an objective asks for, such as rewards.
     Raises TypeError or ValueError naming every mismatch.
     """
 
     tokens: np.ndarray
     targets: np.ndarray
     segments: np.ndarray | None = None
+    decoder_tokens: np.ndarray | None = None
+    decoder_segments: np.ndarray | None = None
+    extra: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        arrays = {"tokens": self.tokens, "targets": self.targets}
-        if self.segments is not None:
-            arrays["segments"] = self.segments
-        wrong = [f"{name} is {_describe(a)}" for name, a in arrays.items()
-                 if not (isinstance(a, np.ndarray) and a.dtype == np.int32 and a.ndim == 2)]
+        sides = {name: a for name in ("tokens", "segments", "decoder_tokens", "decoder_segments")
+                 if (a := getattr(self, name)) is not None or name == "tokens"}
+        wrong = [f"{name} is {_describe(a)}" for name, a in sides.items() if not _is_int32(a, 2)]
+        if not _is_int32(self.targets, 1, 2):
+            wrong.append(f"targets is {_describe(self.targets)}")
         if wrong:
             raise TypeError(f"Batch: {'; '.join(wrong)}; expected int32 arrays of shape (B, T)")
-        if len({a.shape for a in arrays.values()}) > 1:
-            raise ValueError(f"Batch: shapes differ: {', '.join(f'{name} {a.shape}' for name, a in arrays.items())}")
-        if not self.tokens.size:
-            raise ValueError(f"Batch: empty, shape {self.tokens.shape}; expected at least one row and one column")
-        wrong = []
-        if self.tokens.min() < 0:
-            wrong.append(_first("tokens", self.tokens, self.tokens < 0, "ids from 0"))
+        predicted = "tokens" if self.decoder_tokens is None else "decoder_tokens"
+        b, shape = len(self.tokens), sides[predicted].shape
+        if self.targets.shape not in (shape, (b,), (b, 2)):
+            wrong.append(f"{predicted} {shape}, targets {self.targets.shape}")
+        wrong += [f"{side} {sides[side].shape if side in sides else None}, {name} {sides[name].shape}" for side, name in
+                  (("tokens", "segments"), ("decoder_tokens", "decoder_segments"))
+                  if name in sides and (side not in sides or sides[name].shape != sides[side].shape)]
+        wrong += [f"tokens {self.tokens.shape}, {name} {np.shape(a)}" for name, a in {predicted: sides[predicted], **self.extra}.items()
+                  if np.shape(a)[:1] != (b,)]
+        if wrong:
+            raise ValueError(f"Batch: shapes differ: {'; '.join(wrong)}")
+        if not self.tokens.size or not sides[predicted].size:
+            raise ValueError(f"Batch: empty, shape {shape}; expected at least one row and one column")
+        wrong += [_first(name, sides[name], sides[name] < 0, "ids from 0") for name in ("tokens", "decoder_tokens")
+                  if name in sides and sides[name].min() < 0]
         if self.targets.min() < 0 and (bad := (self.targets < 0) & (self.targets != IGNORED)).any():
             wrong.append(_first("targets", self.targets, bad, f"ids from 0, or {IGNORED}"))
-        if self.segments is not None:
-            wrong += self._check_segments()
+        for name in ("segments", "decoder_segments"):
+            if name in sides:
+                targets = self.targets if self.targets.shape == shape and sides[name].shape == shape else None
+                wrong += _wrong_segments(name, sides[name], targets if name.startswith("d") == predicted.startswith("d") else None)
         if wrong:
             raise ValueError(f"Batch: {'; '.join(wrong)}")
-
-    def _check_segments(self):
-        s = self.segments
-        if s.min() < 0:
-            return [_first("segments", s, s < 0, "0 for padding, k for the k-th document")]
-        wrong = []
-        if (bad := (s == 0) & (self.targets != IGNORED)).any():
-            wrong.append(_first("targets", self.targets, bad, f"{IGNORED} where segments are 0"))
-        before = np.maximum.accumulate(s, axis=1)[:, :-1]  # the highest document so far
-        begins = s[:, 1:] != s[:, :-1]
-        if (bad := begins & (s[:, 1:] != 0) & (s[:, 1:] <= before)).any():
-            wrong.append(_first("segments", s[:, 1:], bad, "each document one unbroken run, in rising order", offset=1))
-        return wrong
 
     @property
     def count(self):
@@ -61,7 +64,26 @@ class Batch:
 
     def rows(self, part):
         """The Batch of some rows (a slice): views, no copies."""
-        return Batch(self.tokens[part], self.targets[part], None if self.segments is None else self.segments[part])
+        arrays = (None if a is None else a[part] for a in (self.segments, self.decoder_tokens, self.decoder_segments))
+        return Batch(self.tokens[part], self.targets[part], *arrays, {name: a[part] for name, a in self.extra.items()})
+
+
+def _wrong_segments(name, s, targets):
+    """s:(B, T) targets: of the same positions, or None -> what is wrong, a list."""
+    if s.min() < 0:
+        return [_first(name, s, s < 0, "0 for padding, k for the k-th document")]
+    wrong = []
+    if targets is not None and (bad := (s == 0) & (targets != IGNORED)).any():
+        wrong.append(_first("targets", targets, bad, f"{IGNORED} where {name} are 0"))
+    before = np.maximum.accumulate(s, axis=1)[:, :-1]  # the highest document so far
+    begins = s[:, 1:] != s[:, :-1]
+    if (bad := begins & (s[:, 1:] != 0) & (s[:, 1:] <= before)).any():
+        wrong.append(_first(name, s[:, 1:], bad, "each document one unbroken run, in rising order", offset=1))
+    return wrong
+
+
+def _is_int32(array, *dimensions):
+    return isinstance(array, np.ndarray) and array.dtype == np.int32 and array.ndim in dimensions
 
 
 def _describe(array):
@@ -69,5 +91,6 @@ def _describe(array):
 
 
 def _first(name, array, bad, expected, offset=0):
-    row, column = np.argwhere(bad)[0]
-    return f"{name}[{row}, {column + offset}] is {array[row, column]}, expected {expected}"
+    at = np.argwhere(bad)[0]
+    place = ", ".join(map(str, (*at[:-1], at[-1] + offset)))
+    return f"{name}[{place}] is {array[tuple(at)]}, expected {expected}"
