@@ -115,6 +115,16 @@ for n, c, v, smoothing, z in ((4, 3, 7, 0, 0), (1, 1, 1, 0, 0), (6, 5, 33, 0.1, 
 case("linear_cross_entropy", "two-leading-axes",
      lambda h, w: ops.linear_cross_entropy(h, w, None, np.array([[0, 3, -1], [2, 2, 1]], np.int32)),
      draw(2, 3, 4), draw(5, 4, seed=1))
+for n, c, v, temperature in ((4, 3, 7, 1.0), (1, 1, 1, 1.0), (6, 5, 33, 0.7), (0, 2, 3, 1.0), (5, 2, 9, 2.0)):
+    targets = (np.arange(n) * 5 % v).astype(np.int32)
+    targets[1::3] = -100
+    h, w, b = draw(n, c), draw(v, c, seed=1), draw(v, seed=2)
+    for entropy in (False, True):
+        case("_linear_log_probs", f"{n}-{c}-{v}-{temperature}-{entropy}",
+             lambda h, w, b, t=targets, o=dict(temperature=temperature, entropy=entropy): REGISTRY["_linear_log_probs"](h, w, b, t, **o),
+             h, w, b)
+case("_linear_log_probs", "two-leading-axes-no-bias",
+     lambda h, w: ops.linear_log_probs(h, w, None, np.array([[0, 3, -1], [2, 2, 1]], np.int32)), draw(2, 3, 4), draw(5, 4, seed=1))
 
 # ---- attention -------------------------------------------------------------------------------------------------------
 
