@@ -78,19 +78,24 @@ class Decoder:
             raise FloatingPointError(f"generate: the model gives NaN or infinity for prompt {self.rows[finite.argmin()]} after "
                                      f"{self.drawn} tokens. Hint: are its weights whole?")
         with no_grad():
-            return ops.linear(hidden, self.model.head_weight(), self.model.head_bias()).data[:, : self.vocabulary]
+            return ops.linear(hidden, self.model.head_weight(), self.model.head_bias()).data
 
     def step(self):
         """-> ids:(b,) int32, the next token of each row left."""
-        self.ids = self.sampling.choose(self.logits, self.seen, [self.keys[row].fold(self.drawn) for row in self.rows])
+        keys = [self.keys[row].fold(self.drawn) for row in self.rows]
+        self.ids = self.sampling.choose(self.logits[:, : self.vocabulary], self.seen, keys)
         self.drawn += 1
         for ids, id in zip(self.history, self.ids.tolist()):
             ids.append(id)
         return self.ids
 
-    def logprobs(self):
-        """-> (b,) log p of the tokens of the last step(), by the model itself: before penalty, temperature and cuts."""
-        return K.log_softmax(self.logits)[np.arange(len(self.ids)), self.ids]
+    def logprobs(self, temperature=1.0):
+        """-> (b,) log p, nats, of the tokens of the last step() under softmax(logits / temperature), before penalties and cuts.
+
+        The bits are those of ops.linear_log_probs over the full forward: what a policy is trained on is what was recorded.
+        """
+        logits = self.logits if temperature == 1 else self.logits / np.float32(temperature)
+        return K.log_softmax(logits)[np.arange(len(self.ids)), self.ids]
 
     def full(self):
         """-> (b,) bool: rows that fill the context, so that the token just drawn has no place to be read from; none with slide."""

@@ -16,8 +16,8 @@ from pyllm.models.seq2seq import Continuation, EncoderDecoder
 class Generation:
     """A continuation. text: without the prompt, the end token, the stop string and half a character at the end. ids: every token drawn.
 
-    finish_reason: "stop" (end token or stop string) or "length" (max_tokens, or the context is full). logprobs: log p of each id under
-    the model alone, in nats, where asked for.
+    finish_reason: "stop" (end token or stop string) or "length" (max_tokens, or the context is full). logprobs: log p of each id in nats,
+    where asked for.
     """
 
     text: str = ""
@@ -42,7 +42,10 @@ def generate(model, tokenizer, prompts, *, max_tokens=100, temperature=1.0, top_
     decoder = _decoder(model, tokenizer, rows, Sampling(temperature, top_k, top_p, min_p, repetition_penalty), max_tokens, seed, slide)
     results = [Generation(logprobs=[] if logprobs else None) for _ in rows]
     texts = [_Text(tokenizer, stop) for _ in rows]
-    for _ in _continue(decoder, results, texts, end_ids(model, tokenizer), max_tokens):
+    if logprobs not in (False, True, "tempered"):
+        raise ConfigError(f"generate: logprobs={logprobs!r}; expected True (by the model alone), \"tempered\" or False")
+    heat = temperature if logprobs == "tempered" and temperature else 1.0
+    for _ in _continue(decoder, results, texts, end_ids(model, tokenizer), max_tokens, heat):
         pass
     for result, text in zip(results, texts):
         result.text = text.text
@@ -70,12 +73,12 @@ def stream(model, tokenizer, prompt, *, max_tokens=100, temperature=1.0, top_k=0
     return pieces()
 
 
-def _continue(decoder, results, texts, ends, max_tokens):
-    """Draws until every row has ended; yields when each row left has one more token."""
+def _continue(decoder, results, texts, ends, max_tokens, heat=1.0):
+    """Draws until every row has ended; yields when each row left has one more token. heat: the temperature of recorded log p."""
     while max_tokens and len(decoder.rows):
         ids = decoder.step().tolist()
         if results[0].logprobs is not None:
-            for row, score in zip(decoder.rows, decoder.logprobs().tolist()):
+            for row, score in zip(decoder.rows, decoder.logprobs(heat).tolist()):
                 results[row].logprobs.append(score)
         keep = np.ones(len(ids), bool)
         for i, (row, id, full) in enumerate(zip(decoder.rows, ids, decoder.full())):

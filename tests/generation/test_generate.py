@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 import pyllm
 from pyllm import kernels as K
+from pyllm.autograd import ops
 from pyllm.folders import build
 from pyllm.generation import Decoder, Sampling, generate, stream
 from pyllm.models import GPT2, GPT2Config, Llama, LlamaConfig
@@ -45,6 +46,20 @@ def test_cached_decoding_has_the_bits_of_the_full_forward(model):
         np.testing.assert_allclose(result.logprobs, want, atol=1e-5)
     else:
         assert np.float32(result.logprobs).tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("logprobs,heat", [(True, 1.0), ("tempered", 0.7)])
+def test_recorded_log_probabilities_are_those_of_the_training_forward(model, logprobs, heat):
+    """With a tokenizer of fewer tokens than the model too: softmax runs over all that the model has."""
+    together = generate(model, BPE, PROMPTS, max_tokens=20, temperature=0.7, top_k=9, repetition_penalty=1.2, logprobs=logprobs)
+    for prompt, result in zip(PROMPTS, together):
+        with pyllm.no_grad():
+            hidden = model.hidden(np.array([prompt + result.ids]))[:, len(prompt) - 1 : -1]
+            want = ops.linear_log_probs(hidden, model.head_weight(), None, np.int32([result.ids]), heat).data[0]
+        if K.active() == "reference":
+            np.testing.assert_allclose(result.logprobs, want, atol=1e-5)
+        else:
+            assert np.float32(result.logprobs).tobytes() == want.tobytes()
 
 
 def test_greedy_is_the_argmax_of_the_full_forward(model):
@@ -213,6 +228,7 @@ def test_draws_follow_the_distribution(options, kept):
     (lambda m: generate(m, None, [1], repetition_penalty=0), "repetition_penalty=0"),
     (lambda m: generate(m, None, [1], seed=1.5), "seed=1.5"),
     (lambda m: generate(m, None, [1], max_tokens=-1), "max_tokens=-1"),
+    (lambda m: generate(m, None, [1], logprobs="all"), "logprobs='all'"),
     (lambda m: generate(m, BPE, "x", stop=[""]), "empty string"),
     (lambda m: generate(m, None, [1], stop="a"), "stop strings without a tokenizer"),
     (lambda m: generate(m, CharTokenizer.train(["abc"]), ""), "has no tokens"),
