@@ -50,6 +50,7 @@ int main(int, char** arguments) {
     g.q = q.data(), g.k = key.data(), g.v = v.data(), g.dout = dout.data();
     g.out = out.data(), g.lse = lse.data(), g.dq = dq.data(), g.dk = dk.data(), g.dv = dv.data();
     g.b = 1, g.tq = g.tk = t, g.h = g.hkv = h, g.d = d, g.scale = 0.125f, g.causal = true;
+    g.k_head = g.v_head = d;
     g.q_row = g.k_row = g.v_row = g.dq_row = g.dk_row = g.dv_row = h * d;
     g.q_batch = g.k_batch = g.v_batch = g.dq_batch = g.dk_batch = g.dv_batch = size;
     k.attention(g);

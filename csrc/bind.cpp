@@ -100,30 +100,32 @@ void packed_rows(const py::tuple& w, Object ids, Object y) {
 
 // ---- attention and positions ----
 
-// (B, T, H, D) whose last two axes are dense.
+// (B, T, H, D) whose last axis is dense; the one before it too, unless `spread`.
 struct Heads {
     float* data;
-    index_t b, t, h, d, row, batch;
-    Heads(const py::handle& object, const char* name, bool writeable = false) {
+    index_t b, t, h, d, row, batch, head;
+    Heads(const py::handle& object, const char* name, bool writeable = false, bool spread = false) {
         py::array a = checked<float>(object, name, writeable);
         if (a.ndim() != 4) throw py::type_error(std::string(name) + ": expected (B, T, H, D), got " + std::to_string(a.ndim()) + " axes");
         data = const_cast<float*>(static_cast<const float*>(a.data()));
         b = a.shape(0), t = a.shape(1), h = a.shape(2), d = a.shape(3);
-        batch = a.strides(0) / 4, row = a.strides(1) / 4;
-        if (a.size() && ((d > 1 && a.strides(3) != 4) || (h > 1 && a.strides(2) != d * 4) || a.strides(0) % 4 || a.strides(1) % 4))
-            throw py::type_error(std::string(name) + ": expected its last two axes dense");
+        batch = a.strides(0) / 4, row = a.strides(1) / 4, head = a.strides(2) / 4;
+        const bool whole = a.strides(0) % 4 == 0 && a.strides(1) % 4 == 0 && a.strides(2) % 4 == 0;
+        if (a.size() && ((d > 1 && a.strides(3) != 4) || (h > 1 && !spread && head != d) || !whole))
+            throw py::type_error(std::string(name) + ": expected its last " + (spread ? "axis" : "two axes") + " dense");
     }
 };
 
 AttentionArgs attention_args(const py::object& q, const py::object& k, const py::object& v, const py::object& out_, const py::object& lse,
                              const py::object& q_segments, const py::object& k_segments, const py::object& starts, const py::object& bias,
                              index_t window, float scale, bool causal, bool bf16) {
-    const Heads qh(q, "attention: q"), kh(k, "attention: k"), vh(v, "attention: v");
+    const Heads qh(q, "attention: q"), kh(k, "attention: k", false, true), vh(v, "attention: v", false, true);
     AttentionArgs g{};
     g.q = qh.data, g.k = kh.data, g.v = vh.data;
     g.b = qh.b, g.tq = qh.t, g.tk = kh.t, g.h = qh.h, g.hkv = kh.h, g.d = qh.d;
     g.q_row = qh.row, g.k_row = kh.row, g.v_row = vh.row;
     g.q_batch = qh.batch, g.k_batch = kh.batch, g.v_batch = vh.batch;
+    g.k_head = kh.head, g.v_head = vh.head;
     g.out = out(out_, "attention: out");
     g.lse = out(lse, "attention: lse");
     g.q_segments = dense<int32_t>(q_segments, "attention: segments", false, true);

@@ -14,7 +14,7 @@ class Blocks {
         for (const auto& item : descriptions) blocks.push_back(block(py::reinterpret_borrow<py::dict>(item)));
     }
 
-    // x, y:(B, T, C) lengths:(B,) stores: an array (2, B, capacity, Hkv, D) of each block; tables: pairs cos, sin:(P, R / 2).
+    // x, y:(B, T, C) lengths:(B,) stores: an array (2, B, Hkv, capacity, D) of each block; tables: pairs cos, sin:(P, R / 2).
     void run(Object x, Object y, Object lengths, const py::list& layers, const py::list& tables) const {
         BlocksArgs g{};
         g.x = in(x, "blocks: x");
@@ -43,13 +43,12 @@ class Blocks {
         for (std::size_t i = 0; i < blocks.size(); ++i) {
             const Block& b = blocks[i];
             const py::array a = checked<float>(layers[i], "blocks: store", true);
-            expect(a.ndim() == 5 && a.shape(0) == 2 && a.shape(1) == g.b && a.shape(2) >= longest + g.t && a.shape(3) == b.kv_heads &&
-                       a.shape(4) == b.head_size && a.strides(4) == 4 && a.strides(3) == 4 * b.head_size &&
-                       a.strides(2) == 4 * b.head_size * b.kv_heads,
-                   "stores of (2, B, capacity, Hkv, D) with room for the new tokens");
+            expect(a.ndim() == 5 && a.shape(0) == 2 && a.shape(1) == g.b && a.shape(2) == b.kv_heads && a.shape(3) >= longest + g.t &&
+                       a.shape(4) == b.head_size && a.strides(4) == 4 && a.strides(3) == 4 * b.head_size,
+                   "stores of (2, B, Hkv, capacity, D) with room for the new tokens");
             expect(b.table < index_t(rotary.size()) && (b.table < 0 || rotary[b.table].rotary <= b.head_size), "a table of each rotation");
             float* keys = static_cast<float*>(const_cast<void*>(a.data()));
-            stores.push_back({keys, keys + a.strides(0) / 4, a.strides(1) / 4});
+            stores.push_back({keys, keys + a.strides(0) / 4, a.strides(1) / 4, a.strides(2) / 4});
         }
         g.blocks = blocks.data(), g.stores = stores.data(), g.tables = rotary.data(), g.count = index_t(blocks.size());
         py::gil_scoped_release release;

@@ -122,9 +122,12 @@ struct Step {
         return x;
     }
 
-    void append(const Rows& x, float* store, index_t batch) {
-        for (index_t i = 0; i < n; ++i)
-            std::memcpy(store + i / g.t * batch + (g.lengths[i / g.t] + i % g.t) * x.width, x.data + i * x.step, x.width * sizeof(float));
+    void append(const Rows& x, float* to, const Store& store, index_t d) {
+        for (index_t i = 0; i < n; ++i) {
+            const index_t row = i / g.t;
+            float* first = to + row * store.batch + (g.lengths[row] + i % g.t) * d;
+            for (index_t h = 0; h < x.width / d; ++h) std::memcpy(first + h * store.head, x.data + i * x.step + h * d, d * sizeof(float));
+        }
     }
 
     void run() {
@@ -162,12 +165,12 @@ struct Step {
             products(k, x, n, {{&block.qkv[0], qkv, kNone, nullptr}, {&block.qkv[1], kp, kNone, nullptr},
                                {&block.qkv[2], vp, kNone, nullptr}});
         const Rows q = turned(block, block.q_norm, {qkv, n, wq, fused ? step : wq}, positions, spare_q, lse);
-        append(turned(block, block.k_norm, {kp, n, wk, fused ? step : wk}, positions, spare_k, lse), store.keys, store.batch);
-        append({vp, n, wk, fused ? step : wk}, store.values, store.batch);
+        append(turned(block, block.k_norm, {kp, n, wk, fused ? step : wk}, positions, spare_k, lse), store.keys, store, d);
+        append({vp, n, wk, fused ? step : wk}, store.values, store, d);
         AttentionArgs a{};
         a.q = q.data, a.q_row = q.step, a.q_batch = g.t * q.step;
         a.k = store.keys, a.v = store.values;
-        a.k_row = a.v_row = wk, a.k_batch = a.v_batch = store.batch;
+        a.k_row = a.v_row = d, a.k_head = a.v_head = store.head, a.k_batch = a.v_batch = store.batch;
         a.out = out, a.lse = lse, a.starts = g.lengths;
         a.b = g.b, a.tq = g.t, a.h = block.heads, a.hkv = block.kv_heads, a.d = d;
         for (index_t b = 0; b < g.b; ++b) a.tk = std::max<index_t>(a.tk, g.lengths[b] + g.t);

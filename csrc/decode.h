@@ -35,9 +35,9 @@ struct RotaryTable {
     index_t rotary;
 };
 
-struct Store {  // a layer's keys and values: (B, capacity, Hkv, D), rows of the batch `batch` apart
+struct Store {  // a layer's keys and values: (B, Hkv, capacity, D), rows of the batch `batch` apart, heads `head` apart
     float *keys, *values;
-    index_t batch;
+    index_t batch, head;
 };
 
 struct BlocksArgs {

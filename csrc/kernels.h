@@ -37,13 +37,13 @@ struct PackedArgs {
 };
 
 struct AttentionArgs {
-    // rows of q, k, v, ... are `*_row` apart, heads D apart, batch entries `*_batch` apart (so that they may lie in a fused qkv
-    // or a longer cache)
+    // rows of q, k, v, ... are `*_row` apart, batch entries `*_batch` apart, heads D apart, those of k and v `*_head` (so that they may
+    // lie in a fused qkv or in a cache with more room, head by head)
     const float *q, *k, *v;  // q:(B, Tq, H, D) k, v:(B, Tk, Hkv, D)
     float* out;              // (B, Tq, H, D) dense
     float* lse;              // (B, H, Tq)
     index_t b, tq, tk, h, hkv, d;
-    index_t q_row, k_row, v_row, q_batch, k_batch, v_batch;
+    index_t q_row, k_row, v_row, q_batch, k_batch, v_batch, k_head, v_head;
     const int32_t *q_segments, *k_segments;  // (B, Tq), (B, Tk), or null
     const int64_t* starts;                   // (B,) key index of query 0, or null: tk - tq
     const float* bias;                       // strides below; null: none

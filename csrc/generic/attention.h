@@ -245,8 +245,8 @@ struct Forward {  // a task: query rows of some heads that share their keys
             seen |= !views[r / GROUP].empty();
         }
         if (!seen) return;
-        const float* k = g.k + b * g.k_batch + key * g.k_row + kv_head * g.d;
-        const float* v = g.v + b * g.v_batch + key * g.v_row + kv_head * g.d;
+        const float* k = g.k + b * g.k_batch + key * g.k_row + kv_head * g.k_head;
+        const float* v = g.v + b * g.v_batch + key * g.v_row + kv_head * g.v_head;
         if (rows > FEW) pack_keys<PAIRS>(k, g.k_row, n, g.d, keys);
         const bool finite = stack_rows<PAIRS>(v, g.v_row, n, g.d, 1.0f, values, dp);
         for (index_t r = 0; r < rows; r += QUERIES) {

@@ -112,9 +112,9 @@ struct Backward {
             if (!seen) continue;
             if (!packed) {
                 const index_t kv_head = h / (g.h / g.hkv);
-                const float* k = g.k + b * g.k_batch + t.key * g.k_row + kv_head * g.d;
+                const float* k = g.k + b * g.k_batch + t.key * g.k_row + kv_head * g.k_head;
                 pack_keys<PAIRS>(k, g.k_row, t.n, g.d, keys);
-                pack_keys<PAIRS>(g.v + b * g.v_batch + t.key * g.v_row + kv_head * g.d, g.v_row, t.n, g.d, values);
+                pack_keys<PAIRS>(g.v + b * g.v_batch + t.key * g.v_row + kv_head * g.v_head, g.v_row, t.n, g.d, values);
                 finite = stack_rows<PAIRS>(k, g.k_row, t.n, g.d, g.scale, k_rows, dp);
                 packed = true;
             }

@@ -128,11 +128,11 @@ UNPACKED = 768  # rows of a packed weight that are floats at a time
 # ---- attention and positions ----
 
 
-def _heads(x):
-    """(B, T, H, D) itself where its last two axes are dense (a slice of a fused projection or of a cache), else a copy."""
+def _heads(x, spread=False):
+    """(B, T, H, D) itself where its last two axes are dense, as of a fused projection, else a copy; spread: the last one, as of a cache."""
     b, t, h, d = x.shape
     s = x.strides
-    ok = x.flags.aligned and (d < 2 or s[3] == 4) and (h < 2 or s[2] == 4 * d) and s[0] % 4 == s[1] % 4 == 0
+    ok = x.flags.aligned and (d < 2 or s[3] == 4) and (h < 2 or spread or s[2] == 4 * d) and not (s[0] % 4 or s[1] % 4 or s[2] % 4)
     return x if ok else np.require(x, requirements="CA")
 
 
@@ -153,8 +153,8 @@ def _attention_args(name, q, k, v, causal, window, segments, starts, bias, scale
            lambda: f"{name}: bias {bias.shape}; expected (1 or {b}, 1 or {h}, {tq}, {tk})")
     q_segments, k_segments = (None, None) if segments is None else map(dense, segments)
     scale = d**-0.5 if scale is None else float(scale)
-    return (_heads(q), _heads(k), _heads(v)), (q_segments, k_segments, dense(starts), dense(bias), min(window, 2**31), scale, causal,
-                                              reduced)
+    masks = q_segments, k_segments, dense(starts), dense(bias)
+    return (_heads(q), _heads(k, True), _heads(v, True)), (*masks, min(window, 2**31), scale, causal, reduced)
 
 
 @float32

@@ -3,7 +3,7 @@ import numpy as np
 
 
 class Cache:
-    """Per layer k, v:(B, capacity, Hkv, D); row b holds lengths[b] tokens.
+    """Per layer k, v:(B, Hkv, capacity, D), so that a head's keys lie side by side; row b holds lengths[b] tokens.
 
     A model writes its new keys behind each row's own length (`append`), the caller then says how many of them were real (`advance`):
     what a shorter row wrote beyond that is overwritten by its next token, and until then lies behind every query, where causal
@@ -19,29 +19,29 @@ class Cache:
         self.step = None  # what step.py keeps for the model that fills the cache
 
     def append(self, layer, k, v):
-        """k, v:(B, T, Hkv, D) -> all keys and values so far, (B, capacity, Hkv, D) each."""
+        """k, v:(B, T, Hkv, D) -> all keys and values so far, views (B, capacity, Hkv, D)."""
         b, t, h, d = k.shape
-        store = self.room(layer, t, h, d)
+        keys, values = self.room(layer, t, h, d).swapaxes(2, 3)
         at = np.arange(b)[:, None], self.lengths[:, None] + np.arange(t)
-        store[0][at], store[1][at] = k, v
-        return store[0], store[1]
+        keys[at], values[at] = k, v
+        return keys, values
 
     def room(self, layer, t, h, d):
-        """-> a layer's keys and values, (2, B, capacity, Hkv, D), with room for t more tokens a row."""
+        """-> a layer's keys and values, (2, B, Hkv, capacity, D), with room for t more tokens a row."""
         store, b, needed = self.layers.get(layer), len(self.lengths), int(self.lengths.max()) + t
-        if store is None or needed > store.shape[2]:
-            store = self.layers[layer] = self._grown(store, (2, b, needed, h, d))
+        if store is None or needed > store.shape[3]:
+            store = self.layers[layer] = self._grown(store, (2, b, h, needed, d))
         return store
 
     def _grown(self, store, needed):
         """-> room for twice what there was, or for the shape `needed`; the system gives memory to what is written only."""
         if self.shared:
-            raise ValueError(f"Cache.append: {needed[2]} tokens in a part with room for {self.capacity}. Hint: a larger capacity")
-        held = 0 if store is None else store.shape[2]
-        self.capacity = max(needed[2], 2 * held, self.capacity)
-        grown = np.zeros((*needed[:2], self.capacity, *needed[3:]), np.float32)
+            raise ValueError(f"Cache.append: {needed[3]} tokens in a part with room for {self.capacity}. Hint: a larger capacity")
+        held = 0 if store is None else store.shape[3]
+        self.capacity = max(needed[3], 2 * held, self.capacity)
+        grown = np.zeros((*needed[:3], self.capacity, needed[4]), np.float32)
         if held:
-            grown[:, :, :held] = store
+            grown[:, :, :, :held] = store
         return grown
 
     def advance(self, counts):
@@ -65,5 +65,5 @@ class Cache:
             self.memory = self.memory.rows([last if i == row else i for i in range(last)])
         for layer, store in self.layers.items():
             if row != last:
-                store[:, row, :length] = store[:, last, :length]
+                store[:, row, :, :length] = store[:, last, :, :length]
             self.layers[layer] = store[:, :last]

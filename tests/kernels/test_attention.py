@@ -325,7 +325,9 @@ def test_fused_views_and_other_layouts(isa):
     assert all(x.base is dqkv for x in grads[:3])
     transposed = [np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) for x in copies]
     longer = [np.concatenate([x, np.full_like(x, np.nan)], axis=1)[:, :t] for x in copies]
-    for name, got in (("fused", out), ("transposed", K.attention(*transposed)), ("cache", K.attention(*longer))):
+    heads_first = [np.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2) for x in longer]
+    layouts = {"fused": out, "transposed": K.attention(*transposed), "longer": K.attention(*longer), "cache": K.attention(*heads_first)}
+    for name, got in layouts.items():
         for x, y in zip(got, want):
             np.testing.assert_array_equal(x, y, err_msg=name)
     for x, y in zip(split(dqkv), wants):

@@ -100,8 +100,8 @@ struct Attention {
         return total;
     }
     const float* q(index_t i) const { return g.q + b * g.q_batch + i * g.q_row + h * g.d; }
-    const float* k(index_t j) const { return g.k + b * g.k_batch + j * g.k_row + kv * g.d; }
-    const float* v(index_t j) const { return g.v + b * g.v_batch + j * g.v_row + kv * g.d; }
+    const float* k(index_t j) const { return g.k + b * g.k_batch + j * g.k_row + kv * g.k_head; }
+    const float* v(index_t j) const { return g.v + b * g.v_batch + j * g.v_row + kv * g.v_head; }
     index_t out(index_t i) const { return ((b * g.tq + i) * g.h + h) * g.d; }
     bool sees(index_t i, index_t j) const {
         const index_t at = (g.starts ? index_t(g.starts[b]) : g.tk - g.tq) + i;
@@ -134,11 +134,12 @@ AttentionArgs arguments(Check& t, const Setting& s) {
     AttentionArgs g{};
     g.b = s.b, g.tq = s.tq, g.tk = s.tk, g.h = s.h, g.hkv = s.hkv, g.d = s.d, g.window = s.window, g.causal = s.causal;
     g.scale = float(1 / std::sqrt(double(s.d)));
-    g.q_row = s.h * s.d, g.k_row = 2 * s.hkv * s.d, g.v_row = g.k_row;  // k and v side by side, as in a fused projection
-    g.q_batch = s.tq * g.q_row, g.k_batch = s.tk * g.k_row, g.v_batch = g.k_batch;
+    g.q_row = s.h * s.d, g.q_batch = s.tq * g.q_row, g.k_batch = g.v_batch = 2 * s.tk * s.hkv * s.d;
+    g.k_row = g.v_row = s.starts ? s.d : 2 * s.hkv * s.d;  // head by head as in a cache, or all side by side as in a fused projection
+    g.k_head = g.v_head = s.starts ? s.tk * s.d : s.d;
     g.q = t.normal(s.b * g.q_batch);
     g.k = t.normal(s.b * g.k_batch);
-    g.v = g.k + s.hkv * s.d;
+    g.v = g.k + s.hkv * g.k_head;
     if (s.segments) {  // padding, then two documents
         int32_t* segments = t.ids(s.b * s.tk, 0, 1);
         for (index_t i = 0; i < s.b * s.tk; ++i) segments[i] = i % s.tk < 3 ? 0 : i % s.tk < s.tk / 2 ? 1 : 2;

@@ -78,7 +78,7 @@ def test_the_bits_of_the_blocks_one_by_one(isa, c, rows, steps, seed):
             two.advance(real)
         for layer in range(2):
             for b, n in enumerate(one.lengths):
-                assert np.array_equal(one.layers[layer][:, b, :n], two.layers[layer][:, b, :n])
+                assert np.array_equal(one.layers[layer][:, b, :, :n], two.layers[layer][:, b, :, :n])
 
 
 @pytest.mark.parametrize("isa", ISAS)
