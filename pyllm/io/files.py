@@ -22,6 +22,24 @@ except ImportError:  # no such locks on this system: temporaries are then never 
 _TEMPORARY = re.compile(r"\..+\.(tmp|old)-[0-9a-f]{16}")
 
 
+# ---- mapped files
+
+def map_file(path, private=False):
+    """-> (bytes of the file,) uint8, mapped: nothing is loaded before it is touched. The file may be replaced, as write_atomic does, but
+    must not be shortened in place (the process would be ended by SIGBUS).
+
+    Read-only, or `private`: a write copies the page it falls on and never reaches the file.
+    """
+    import mmap
+
+    import numpy as np
+
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:  # such a file cannot be mapped
+            return np.empty(0, np.uint8)
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY if private else mmap.ACCESS_READ), np.uint8)
+
+
 # ---- atomic files and folders
 
 def write_atomic(path, data, size=None):
