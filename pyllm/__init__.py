@@ -16,7 +16,7 @@ _PUBLIC = {  # name -> where it lives: a module, or module:attribute
     "checkpoint": "pyllm.autograd:checkpoint", "Rng": "pyllm.autograd:Rng",
     "set_num_threads": "pyllm.kernels:set_num_threads",
     "ops": "pyllm.autograd.ops", "nn": "pyllm.nn", "models": "pyllm.models", "kernels": "pyllm.kernels", "data": "pyllm.data",
-    "text": "pyllm.text", "objectives": "pyllm.objectives", "training": "pyllm.training",
+    "text": "pyllm.text", "objectives": "pyllm.objectives", "training": "pyllm.training", "evaluate": "pyllm.evaluate",
 }
 
 __all__ = ["__version__", *_PUBLIC]
