@@ -1,5 +1,6 @@
 """Added tokens: found in the text before any splitting."""
 import re
+from bisect import bisect_right
 from dataclasses import dataclass
 
 from .unicode import BLANK, word
@@ -28,17 +29,23 @@ class Finder:
         found = sorted(self.tokens, key=len, reverse=True)
         self.find = re.compile("|".join(map(re.escape, found)) if found else "(?!)").finditer
 
-    def split(self, text, src, start, special):
-        """-> list of (piece of text without tokens, its src, its start) and (token's id, (first, last + 1) place in the original, None)."""
-        pieces, done, offset = [], 0, start
+    def split(self, text, src, start, special, closed=()):
+        """-> list of (piece of text without tokens, its src, its start) and (token's id, (first, last + 1) place in the original, None).
+
+        closed: sorted (start, stop) places in the original that no special token may touch; (p, p): none may reach across p.
+        """
+        pieces, done, offset, stops = [], 0, start, [stop for _, stop in closed]
 
         def keep(a, b):
             pieces.append((text[a:b], None, offset + a) if src is None else (text[a:b], src[a:b], int(src[a])))
 
         for match in self.find(text):
             token, (start, stop) = self.tokens[match.group()], match.span()
-            if token.special and not special:
-                continue
+            if token.special:
+                a, b = (offset + start, offset + stop) if src is None else (int(src[start]), int(src[stop - 1]) + 1)
+                behind = bisect_right(stops, a)
+                if not special or behind < len(closed) and closed[behind][0] < b:
+                    continue
             if not self.plain:
                 if token.single_word and (start and word()[ord(text[start - 1])] or stop < len(text) and word()[ord(text[stop])]):
                     continue

@@ -6,6 +6,8 @@ import numpy as np
 
 from ..errors import ConfigError, FormatError, suggest
 from .added import Finder
+from .chat import encode as encode_chat
+from .chat import named_templates, render
 from .normalize import normalizer
 from .template import TEXT_A, read_template
 
@@ -31,6 +33,8 @@ class Tokenizer:
 
     truncation: None or {"max_length": n, "strategy": "LongestFirst", "direction": "Right"}; padding: None or {"strategy": "BatchLongest"
     or {"Fixed": n}, "direction": "Right", "pad_to_multiple_of": None}. What the file says holds until it is set to something else.
+
+    chat_template: None, the name of a built-in template (see chat.BUILT_IN), Jinja text, or {name: text} of several with "default".
     """
 
     def __init__(self, tokens, contents, added=(), roles=None, config=None, parts=None, first=None):
@@ -44,10 +48,10 @@ class Tokenizer:
         self._template = read_template(self.parts.get("post_processor"), self._ids.get)
         plain, normalized = ([t for t in self.added if t.normalized == flag] for flag in (False, True))
         self._finder = Finder(plain) if plain else None
-        spell = self._normalize and (lambda content: self._normalize(content, None, True)[0])
-        self._normalized_finder = Finder(normalized, spell) if normalized else None
+        self._normalized_finder = Finder(normalized, self._normalize and self.normalized) if normalized else None
         self.truncation, self.padding = _truncation(self.parts.get("truncation")), _padding(self.parts.get("padding"))
         self._from_file = self.truncation
+        self.chat_template = named_templates(self.config.pop("chat_template", None))
         found = {role: next((c for c in names if c in {t.content for t in self.added}), None) for role, names in ROLES.items()}
         for role, content in {**found, **(roles or {})}.items():
             setattr(self, f"{role}_id", None if content is None else self.id(content))
@@ -58,6 +62,11 @@ class Tokenizer:
     def vocab_size(self):
         """Number of ids: 0 .. vocab_size - 1."""
         return len(self._tokens)
+
+    @property
+    def puts_bos(self):
+        """Whether the tokens around a text begin with the BOS."""
+        return self.bos_id is not None and self._template.single[0][0] == self.bos_id
 
     def id(self, token):
         """The id of a token as the vocabulary spells it (byte-level: a leading space is written U+0120). ValueError if there is none."""
@@ -127,19 +136,36 @@ class Tokenizer:
             tokens[i, at], segments[i, at] = row, 1
         return tokens, segments
 
-    def _pieces(self, text, special, offsets):
-        """text -> (ids (T,) uint32, None or spans (T, 2)), without the template."""
+    def chat(self, messages, add_generation_prompt=True, **variables):
+        """messages: a list of {"role": "user", "content": text} -> list of ids, as chat_template writes them; nothing is cut.
+
+        add_generation_prompt: the beginning of the assistant's turn follows. variables: of the template, such as tools. Special tokens
+        in the messages are ordinary text. ConfigError: there is no template; FormatError: it is broken, or writes the BOS twice.
+        """
+        return encode_chat(self, messages, add_generation_prompt, **variables)
+
+    def chat_text(self, messages, add_generation_prompt=True, **variables):
+        """-> the text that `chat` encodes, to look at: encoded again, special tokens in the messages would be special."""
+        return render(self, messages, add_generation_prompt, variables)[0]
+
+    def normalized(self, text):
+        """-> the text as the tokenizer's normalizer writes it."""
+        return self._normalize(text, None, True)[0] if self._normalize else text
+
+    def _pieces(self, text, special, offsets, closed=()):
+        """text -> (ids (T,) uint32, None or spans (T, 2)), without the template. closed: parts of the text without special tokens."""
         if not isinstance(text, str):
             hint = "; decode it first, or use encode_bytes" if isinstance(text, bytes) else ""
             raise TypeError(f"encode: text is a {type(text).__name__}, expected a str{hint}")
-        pieces = [(text, np.arange(len(text)) if offsets else None, 0)] if text else []
+        track = offsets or closed and self._normalized_finder
+        pieces = [(text, np.arange(len(text)) if track else None, 0)] if text else []
         if self._finder:
-            pieces = [found for piece in pieces for found in self._finder.split(*piece, special)]
+            pieces = [found for piece in pieces for found in self._finder.split(*piece, special, closed)]
         if self._normalize:
             pieces = [piece if piece[2] is None else (*self._normalize(piece[0], piece[1], piece[2] == 0), piece[2]) for piece in pieces]
         if self._normalized_finder:
             pieces = [found for piece in pieces
-                      for found in ([piece] if piece[2] is None else self._normalized_finder.split(*piece, special))]
+                      for found in ([piece] if piece[2] is None else self._normalized_finder.split(*piece, special, closed))]
         parts, spans = [], []
         for piece, src, start in pieces:
             if start is None:
@@ -154,7 +180,7 @@ class Tokenizer:
             return np.empty(0, np.uint32), np.empty((0, 2), np.int64)
         if len(parts) == 1:
             return parts[0], spans[0]
-        return np.concatenate(parts), np.concatenate(spans) if offsets else None
+        return np.concatenate(parts), np.concatenate(spans) if track else None
 
     def _encode_text(self, text, src, start):
         """One piece of normalized text, not empty -> (ids, spans)."""

@@ -36,6 +36,7 @@ def read_tokenizer(path):
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; expected tokenizer.json or a folder that holds it")
     config = read_object(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    config = with_templates(config, folder)
     try:
         if path.suffix == ".json" and path.name not in ("vocab.json", "encoder.json"):
             return build(read_object(path), read_roles(config), config)
@@ -44,6 +45,22 @@ def read_tokenizer(path):
         return read_other(path, config)
     except FormatError as error:
         raise FormatError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+
+
+def with_templates(config, folder):
+    """config with the chat templates that newer folders keep in files of their own: chat_template.jinja, others in chat_templates/."""
+    files = {"default": folder / "chat_template.jinja", **{p.stem: p for p in sorted(folder.glob("chat_templates/*.jinja"))}}
+    texts = {}
+    for name, path in files.items():
+        if path.is_file():
+            try:
+                texts[name] = read_file(path).decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise FormatError(f"{path}: not UTF-8: {error}") from None
+    if not texts:
+        return config
+    return {**config, "chat_template": texts["default"] if texts.keys() == {"default"} else
+            [{"name": name, "template": text} for name, text in texts.items()]}
 
 
 def has_tokenizer(folder):

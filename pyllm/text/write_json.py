@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .added import AddedToken
 from .base import ROLES
+from .chat import as_file
 
 
 def write_tokenizer(tokenizer, path):
@@ -21,6 +22,10 @@ def write_tokenizer(tokenizer, path):
     path.mkdir(parents=True, exist_ok=True)
     _write(path / "tokenizer.json", data)
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **tokenizer.config}
+    if tokenizer.chat_template is not None:
+        config["chat_template"] = as_file(tokenizer)
+    for older in (path / "chat_template.jinja", *path.glob("chat_templates/*.jinja")):  # would win over this one
+        older.unlink(missing_ok=True)
     for role in ROLES:
         i = getattr(tokenizer, f"{role}_id")
         if i is not None or role in ("eos", "bos", "pad"):
