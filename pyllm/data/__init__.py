@@ -1,9 +1,13 @@
-"""Text in, batches out: corpus -> token shards -> windows or packed rows -> Batch. NumPy only."""
-from pyllm.data.batch import Batch
+"""Text in, batches out: corpus -> token shards -> windows -> Batch, and examples -> rows -> padded or packed Batch. NumPy only."""
+from pyllm.data.batch import IGNORED, Batch
+from pyllm.data.collate import collate, collate_packed
 from pyllm.data.corpus import read_documents
+from pyllm.data.examples import Examples, find_splits, label_names, read_examples
 from pyllm.data.loader import Loader, validation
 from pyllm.data.packing import pack
+from pyllm.data.render import Row, prepare, render
 from pyllm.data.shards import TokenShards, in_memory, open_shards, split, tokenize, write_shards
 
-__all__ = ["Batch", "Loader", "TokenShards", "in_memory", "open_shards", "pack", "read_documents", "split", "tokenize",
-           "validation", "write_shards"]
+__all__ = ["IGNORED", "Batch", "Examples", "Loader", "Row", "TokenShards", "collate", "collate_packed", "find_splits", "in_memory",
+           "label_names", "open_shards", "pack", "prepare", "read_documents", "read_examples", "render", "split", "tokenize", "validation",
+           "write_shards"]

@@ -115,7 +115,7 @@ def _lines(file):
             try:
                 text = line.decode()
             except UnicodeDecodeError as error:
-                raise FormatError(f"{where}: not UTF-8 at byte {error.start} of the line: {error.reason}{_utf16(line)}") from None
+                raise FormatError(f"{where}: not UTF-8 at byte {error.start} of the line: {error.reason}{utf16_hint(line)}") from None
             value = parse_json(text.strip(), where)
             if not isinstance(value, dict) or not isinstance(value.get("text"), str):
                 came = f"an object with the keys {sorted(value)[:8]}" if isinstance(value, dict) else type(value).__name__
@@ -137,11 +137,11 @@ def _bad_utf8(file):
             try:
                 line.decode()
             except UnicodeDecodeError as error:
-                hint = _utf16(line) or "; convert it first, for example: iconv -f LATIN1 -t UTF-8"
+                hint = utf16_hint(line) or "; convert it first, for example: iconv -f LATIN1 -t UTF-8"
                 return f"{file}:{number}: not UTF-8 at byte {error.start} of the line: {error.reason}{hint}"
 
 
-def _utf16(line):
+def utf16_hint(line):
     return "; it looks like UTF-16, convert it first: iconv -f UTF-16 -t UTF-8" if line[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
 
 

@@ -1,0 +1,206 @@
+"""What is learned of an example, token by token; the silent errors of fine-tuning, each forbidden by its test."""
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pyllm.data import IGNORED, collate, collate_packed, prepare, render
+from pyllm.data.render import Row
+from pyllm.errors import FormatError
+from pyllm.text import ByteLevelBPE, WordPiece
+
+TEXT = ["question: what is it? answer: it is a small model, and it ends.\n\n the user said hello to the assistant\n"] * 3
+SPECIALS = ["<|endoftext|>", "<s>", "<|im_start|>", "<|im_end|>"]
+
+
+class Chat(ByteLevelBPE):
+    """ChatML, tokenised as one text."""
+
+    def chat(self, messages, add_generation_prompt=True):
+        text = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
+        return self.encode(text + "<|im_start|>assistant\n" * add_generation_prompt)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Chat.train(TEXT, 340, special_tokens=SPECIALS)
+
+
+def example(**keys):
+    return {**keys, "where": "a.jsonl:1"}
+
+
+def pieces(tokenizer, row):
+    """-> (what is not learned, what is), as text."""
+    return tuple(tokenizer.decode(row.tokens[row.learned == flag]) for flag in (False, True))
+
+
+def test_only_the_completion_is_learned_and_its_eos_with_it(tokenizer):
+    row = render(example(prompt="what is it?", completion=" a model"), "completion", tokenizer)
+    assert pieces(tokenizer, row) == ("what is it?", " a model<|endoftext|>")
+    assert row.tokens[-1] == tokenizer.eos_id and row.learned[-1]
+    written = render(example(prompt="what is it?", completion=" a model<|endoftext|>"), "completion", tokenizer)
+    assert written.tokens.tolist() == row.tokens.tolist()
+
+
+def test_eos_is_learned_also_where_the_pad_token_is_the_eos(tokenizer):
+    """The habit pad = eos masks every id that is the padding's, the real end among them: the model then never stops."""
+    tokenizer.pad_id = tokenizer.eos_id
+    rows = [render(example(prompt="what", completion=c), "completion", tokenizer) for c in (" a", " a small model")]
+    for side in ("left", "right"):
+        batch = collate(rows, side=side)
+        assert (batch.targets == tokenizer.eos_id).sum(1).tolist() == [1, 1]
+        assert (batch.targets[batch.segments == 0] == IGNORED).all()
+
+
+def test_every_assistant_turn_is_learned_up_to_its_end_token(tokenizer):
+    messages = [{"role": r, "content": c} for r, c in (("system", "small"), ("user", "hello"), ("assistant", "it is"), ("user", "what?"),
+                                                       ("assistant", "a model"))]
+    row = render(example(messages=messages), "messages", tokenizer)
+    assert pieces(tokenizer, row)[1] == "it is<|im_end|>a model<|im_end|>"
+    assert pieces(tokenizer, row)[0].count("<|im_start|>assistant\n") == 2
+    last = render(example(prompt=messages[:4], completion=messages[4:]), "completion", tokenizer)
+    assert pieces(tokenizer, last)[1] == "a model<|im_end|>" and last.tokens.tolist() == row.tokens.tolist()
+
+
+def test_template_drift_is_an_error(tokenizer):
+    """A template that writes the turns so far otherwise, once there are more, gives a mask of the wrong tokens."""
+    class Drifting(Chat):
+        def chat(self, messages, add_generation_prompt=True):
+            said = [{**m, "content": "..."} if m["role"] == "assistant" and m is not messages[-1] else m for m in messages]
+            return super().chat(said, add_generation_prompt)
+
+    messages = [{"role": r, "content": c} for r, c in (("user", "hello"), ("assistant", "it is"), ("user", "what?"), ("assistant", "a"))]
+    drifting = Drifting.train(TEXT, 320, special_tokens=SPECIALS)
+    with pytest.raises(FormatError, match=r"a.jsonl:1: template drift: .* at message 1: token \d+: .*it is"):
+        render(example(messages=messages), "messages", drifting)
+    assert render(example(messages=messages[:2]), "messages", drifting).targets
+    with pytest.raises(FormatError, match="begins with the assistant"):
+        render(example(messages=messages[1:]), "messages", tokenizer)
+
+
+def test_a_token_over_the_border_of_prompt_and_completion_is_split_and_counted(tokenizer):
+    """Joint tokens that differ from the prompt's own are never seen when the model is asked."""
+    fits = render(example(prompt="it is", completion=" a small"), "completion", tokenizer)
+    assert not fits.drift and fits.tokens[:-1].tolist() == tokenizer.encode("it is a small")
+    row = render(example(prompt="it is a sm", completion="all"), "completion", tokenizer)
+    asked = tokenizer.encode("it is a sm")
+    assert row.drift and row.tokens[:len(asked)].tolist() == asked and pieces(tokenizer, row) == ("it is a sm", "all<|endoftext|>")
+
+
+def test_one_bos(tokenizer):
+    from pyllm.text.template import Template
+
+    with_bos = Chat.train(TEXT, 340, special_tokens=SPECIALS)
+    with_bos._template = Template(single=((with_bos.bos_id, 0), ("A", 0)))
+    for prompt in ("what is it?", "<s>what is it?"):
+        row = render(example(prompt=prompt, completion=" a"), "completion", with_bos)
+        assert (row.tokens == with_bos.bos_id).sum() == 1 and row.tokens[0] == with_bos.bos_id and not row.learned[0]
+        cut = render(example(prompt=prompt, completion=" a"), "completion", with_bos, max_length=4, truncation="keep_end")
+        assert cut.tokens[0] == with_bos.bos_id and cut.tokens[-1] == with_bos.eos_id and cut.cut == len(row) - 4
+
+
+def test_a_row_without_a_target_left_is_dropped_and_counted(tokenizer):
+    """Otherwise its loss is 0 of 0 and the run "succeeds"."""
+    class Data(list):
+        kind = "completion"
+
+    data = Data([example(prompt="what is it? " * 9, completion=" a"), example(prompt="what", completion=" a small model"),
+                 example(prompt="what", completion="")])
+    rows, counts = prepare(data, tokenizer, max_length=8)
+    assert len(rows) == 1 and rows[0].targets and counts.dropped == 2 and counts.examples == 3
+    assert "2 dropped: no target left" in str(counts) and counts.learned == rows[0].targets
+    rows, counts = prepare(data, tokenizer, max_length=8, truncation="keep_end")
+    assert len(rows) == 2 and counts.dropped == 1 and all(row.tokens[-1] == tokenizer.eos_id for row in rows)
+    with pytest.raises(FormatError, match="no row is left: 1 examples, .*1 dropped: no target left.*larger max_length"):
+        prepare(Data(data[:1]), tokenizer, max_length=8)
+
+
+def test_pairs_share_their_prompt_also_when_it_is_cut(tokenizer):
+    pair = render(example(prompt="what is it? " * 5, chosen=" a small model, and it ends", rejected=" a"), "preference", tokenizer,
+                  max_length=20, truncation="keep_end")
+    prompts = [row.tokens[~row.learned].tolist() for row in pair]
+    assert prompts[0] == prompts[1] and max(map(len, pair)) == 20 and all(row.tokens[-1] == tokenizer.eos_id for row in pair)
+    batch = collate([pair, pair])
+    assert batch.tokens.shape[0] == 4 and (batch.tokens[0] == batch.tokens[2]).all() and (batch.targets[1] != IGNORED).sum() == 2
+
+
+def test_unpaired_labels_come_in_extra(tokenizer):
+    rows = [render(example(prompt="what", completion=" a", label=flag), "unpaired", tokenizer) for flag in (True, False)]
+    assert collate(rows).extra["label"].tolist() == [1, 0]
+
+
+def test_prompts_are_asked_and_nothing_of_them_is_learned(tokenizer):
+    row = render(example(prompt=[{"role": "user", "content": "hello"}]), "prompt", tokenizer)
+    assert tokenizer.decode(row.tokens).endswith("<|im_start|>assistant\n") and not row.learned.any()
+    assert tokenizer.decode(render(example(prompt="what"), "prompt", tokenizer, prompt_format="Q: {prompt}\nA:").tokens) == "Q: what\nA:"
+
+
+def test_encoder_decoder_rows_end_each_side_and_shift_the_answer(tokenizer):
+    rows = [render(example(prompt="hello", completion=c), "completion", tokenizer, architecture="encoder-decoder")
+            for c in ("it", "a model")]
+    batch = collate(rows, start=tokenizer.bos_id)
+    assert batch.tokens[0].tolist() == [*tokenizer.encode("hello"), tokenizer.eos_id]
+    n = len(rows[0].decoder)
+    assert batch.targets[0, :n].tolist() == [*tokenizer.encode("it"), tokenizer.eos_id] and (batch.targets[0, n:] == IGNORED).all()
+    assert batch.decoder_tokens[0, :n].tolist() == [tokenizer.bos_id, *batch.targets[0, :n - 1]]
+    with pytest.raises(ValueError, match="decoder_start_token_id"):
+        collate(rows)
+
+
+@pytest.fixture(scope="module")
+def wordpiece():
+    return WordPiece.train([t.lower() for t in TEXT], 200)
+
+
+def test_classes_and_cut_texts_keep_the_template(wordpiece):
+    labels = ["bad", "good"]
+    row = render(example(text="it is a small model, and it ends", label="good"), "classification", wordpiece, architecture="encoder",
+                 max_length=6, labels=labels)
+    assert len(row) == 6 and row.tokens[0] == wordpiece.cls_id and row.tokens[-1] == wordpiece.sep_id and row.cut > 0 and row.label == 1
+    assert collate([row]).targets.tolist() == [1]
+    with pytest.raises(FormatError, match="label 'bda' is not among"):
+        render(example(text="it", label="bda"), "classification", wordpiece, labels=labels)
+
+
+def test_what_the_tokenizers_file_says_about_cutting_does_not_cut_here(wordpiece):
+    wordpiece.truncation = {"max_length": 4, "strategy": "LongestFirst", "direction": "Right", "stride": 0}
+    row = render(example(text="it is a small model", label="x"), "classification", wordpiece, labels=["x"])
+    assert len(row) > 4 and row.cut == 0 and wordpiece.truncation["max_length"] == 4
+    wordpiece.truncation = None
+
+
+def test_spans_are_the_tokens_of_the_answer(wordpiece):
+    context = "hello, it is a small model"
+    data = example(question="what is it?", context=context, answers=[("small model", context.index("small"))], references=["small model"])
+    row = render(data, "question", wordpiece, architecture="encoder")
+    first, last = row.label
+    assert wordpiece.decode(row.tokens[first:last + 1]).strip() == "small model"
+    short = render(data, "question", wordpiece, architecture="encoder", max_length=len(row) - 2)
+    assert short.label == (0, 0) and short.cut == 2
+    batch = collate([row, render(data, "question", wordpiece, architecture="encoder", max_length=len(row) - 3)], side="left")
+    assert batch.targets[0].tolist() == [first, last] and batch.extra["types"].shape == batch.tokens.shape
+    answered = render(data, "question", wordpiece)
+    assert answered.targets
+
+
+def test_options_are_checked(tokenizer):
+    with pytest.raises(ValueError, match="architecture is 'gpt', .*; truncation is 'left', .*; max_length is 1, .*; prompt_format is 'x'"):
+        render(example(text="a"), "text", tokenizer, architecture="gpt", truncation="left", max_length=1, prompt_format="x")
+
+
+def row(tokens, learned):
+    return Row(np.array(tokens, np.int32), np.array(learned, bool))
+
+
+def test_padding_is_by_segments_on_both_sides():
+    rows = [row([5, 6, 7], [0, 0, 1]), row([8, 9, 5, 6, 7], [1, 1, 0, 1, 1])]
+    right, left = collate(rows, multiple=4), collate(rows, side="left", length=6)
+    assert right.tokens.shape == (2, 8) and left.tokens.shape == (2, 6)
+    assert right.targets[:, :5].tolist() == [[IGNORED, 7, IGNORED, IGNORED, IGNORED], [9, IGNORED, 6, 7, IGNORED]]
+    assert left.targets[0].tolist() == [IGNORED] * 4 + [7, IGNORED] and left.segments[0].tolist() == [0, 0, 0, 1, 1, 1]
+    with pytest.raises(ValueError, match="a row has 5 tokens, length is 4"):
+        collate(rows, length=4)
+    packed = collate_packed(rows, 6)
+    assert packed.targets.tolist() == [[9, IGNORED, 6, 7, IGNORED, 7]] and packed.segments.tolist() == [[1, 1, 1, 1, 2, 2]]
+    assert packed.count == right.count == left.count == 4
