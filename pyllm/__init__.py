@@ -17,6 +17,7 @@ _PUBLIC = {  # name -> where it lives: a module, or module:attribute
     "set_num_threads": "pyllm.kernels:set_num_threads",
     "ops": "pyllm.autograd.ops", "nn": "pyllm.nn", "models": "pyllm.models", "kernels": "pyllm.kernels", "data": "pyllm.data",
     "text": "pyllm.text", "objectives": "pyllm.objectives", "training": "pyllm.training", "evaluate": "pyllm.evaluate",
+    "align": "pyllm.align",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -46,7 +46,7 @@ for one, two in BROADCAST:
 
 for shape in ((4, 7), (1,), (), (0, 3), (2, 0)):
     x = draw(*shape)
-    for operation in ("exp", "tanh", "sigmoid"):
+    for operation in ("exp", "tanh", "sigmoid", "log_sigmoid"):
         case(operation, str(shape), REGISTRY[operation], x)
     case("log", str(shape), ops.log, np.abs(x) + 0.2)
     for exponent in (2, 3, 0.5, -1):

@@ -85,6 +85,12 @@ def sigmoid(x):
 
 
 @op
+def log_sigmoid(x):
+    """log(1 / (1 + e^-x)), without overflow."""
+    return -np.logaddexp(0, -x), lambda dy, need: dy * np.exp(-np.logaddexp(0, x))
+
+
+@op
 def power(x, *, exponent):
     """x ** exponent, the exponent a number."""
     return x**exponent, lambda dy, need: dy * exponent * x ** (exponent - 1)

@@ -1,0 +1,94 @@
+"""Policies and references: a policy with its value function, frozen copies, log-probabilities without a tape."""
+import copy
+from dataclasses import replace
+
+import numpy as np
+
+from pyllm.autograd import no_grad
+from pyllm.nn import Linear, Module
+from pyllm.objectives.sequences import response_log_probs, token_log_probs
+
+ROWS = 16  # rows of a forward without a tape
+
+
+class ActorCritic(Module):
+    """A policy, any CausalLM, and what expects its rewards: a linear layer on the policy's own hidden states, or a ValueModel of its own.
+
+    value: None for the layer, which starts at zero, so that the first values are 0; or a ValueModel, such as
+    pyllm.build({**config, "architectures": ["LlamaForValue"]}). As a model it is the policy, with values beside.
+    """
+
+    def __init__(self, policy, value=None):
+        self.policy = policy
+        self.value = Linear(policy.config.size("width"), 1) if value is None else value
+
+    config = property(lambda self: self.policy.config)
+
+    def hidden(self, *args, **options):
+        return self.policy.hidden(*args, **options)
+
+    def head_weight(self):
+        return self.policy.head_weight()
+
+    def head_bias(self):
+        return self.policy.head_bias()
+
+    def values(self, tokens, segments, hidden, rng=None):
+        """tokens, segments:(B, T), hidden: what the policy has for them -> Tensor (B, T): the return expected at each token."""
+        if isinstance(self.value, Linear):
+            return self.value(hidden).reshape(*tokens.shape)
+        return self.value(tokens, segments, rng=rng)
+
+
+def frozen_copy(model):
+    """-> a copy of the model with weights of its own, for a reference: no optimizer takes them."""
+    twin = copy.deepcopy(model)
+    for p in twin.parameters():
+        p.requires_grad = False
+    return twin
+
+
+def check_reference(name, policy, reference):
+    """ValueError unless the reference reads and predicts the policy's tokens."""
+    mine, other = policy.config, reference.config
+    if mine.vocab_size != other.vocab_size:
+        raise ValueError(f"{name}: the policy has {mine.vocab_size} tokens, its reference {other.vocab_size}. "
+                         "Hint: both come from the same model, pyllm.align.frozen_copy(policy) makes one of the other")
+    if mine.size("context") > other.size("context"):
+        raise ValueError(f"{name}: the policy's context is {mine.size('context')} tokens, the reference's {other.size('context')}")
+    if policy is reference:
+        raise ValueError(f"{name}: the reference is the policy itself and would move with it. Hint: pyllm.align.frozen_copy(policy)")
+
+
+def chunks(batch, rows=ROWS):
+    """-> (slice of rows, Batch of them, without columns that are padding in all)."""
+    for begin in range(0, len(batch.tokens), rows):
+        part = slice(begin, min(begin + rows, len(batch.tokens)))
+        yield part, trimmed(batch.rows(part))
+
+
+def trimmed(batch):
+    """-> the Batch without the columns at its end that are padding in every row. Arrays of extra as wide as the rows are cut too."""
+    width = batch.tokens.shape[1]
+    used = int(np.flatnonzero((batch.segments > 0).any(0))[-1]) + 1 if batch.segments is not None else width
+    if used == width or batch.decoder_tokens is not None:
+        return batch
+    cut = {name: a[:, :used] if a.shape[1:2] == (width,) else a for name, a in batch.extra.items()}
+    return replace(batch, tokens=np.ascontiguousarray(batch.tokens[:, :used]), targets=np.ascontiguousarray(batch.targets[:, :used]),
+                   segments=np.ascontiguousarray(batch.segments[:, :used]), extra=cut)
+
+
+def log_probs(model, batch, temperature=1.0):
+    """-> (B, T) float32: log p of each target, nats, 0 where there is none; no tape."""
+    found = np.zeros(batch.targets.shape, np.float32)
+    with no_grad():
+        for part, some in chunks(batch):
+            found[part, : some.targets.shape[1]] = token_log_probs(model, some, temperature=temperature).data
+    return found
+
+
+def with_reference(batch, reference):
+    """-> the Batch with extra["ref_logp"] (B,): log p of each response under the model `reference`, nats."""
+    with no_grad():
+        found = np.concatenate([response_log_probs(reference, some).data for _, some in chunks(batch)])
+    return replace(batch, extra={**batch.extra, "ref_logp": found})
