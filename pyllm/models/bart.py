@@ -137,8 +137,8 @@ class Bart(EncoderDecoder):
 
     def encode(self, tokens, segments=None, rng: Rng | None = None):
         tokens, segments = self.check(tokens, segments)
-        return self.model.encoder(self.model.shared(tokens), tokens, segments=segments, checkpointing=self.checkpointing,
+        return self.model.encoder(self.model.shared(tokens, rng), tokens, segments=segments, checkpointing=self.checkpointing,
                                   rng=rng and rng.fold("encoder"))
 
     def decode(self, tokens, memory, **options):
-        return self.model.decoder(self.model.shared(tokens), tokens, memory, checkpointing=self.checkpointing, **options)
+        return self.model.decoder(self.model.shared(tokens, options["rng"]), tokens, memory, checkpointing=self.checkpointing, **options)

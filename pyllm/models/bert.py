@@ -60,8 +60,8 @@ class Embeddings(Module):
         self.token_type_embeddings = Embedding(c.type_vocab_size, c.hidden_size, std)
         self.LayerNorm = LayerNorm(c.hidden_size, c.layer_norm_eps)
 
-    def __call__(self, tokens, at, types):
-        x = self.word_embeddings(tokens) + self.position_embeddings(at) + self.token_type_embeddings(types)
+    def __call__(self, tokens, at, types, rng):
+        x = self.word_embeddings(tokens, rng) + self.position_embeddings(at) + self.token_type_embeddings(types)
         return self.LayerNorm(x)
 
 
@@ -145,7 +145,7 @@ class Bert(Trunk):
         tokens, segments = self.check(tokens, segments)
         c = self.config
         types = np.zeros_like(tokens) if types is None else self.check_types(types, tokens)
-        x = self.embeddings(tokens, positions(tokens, segments, limit=c.max_position_embeddings), types)
+        x = self.embeddings(tokens, positions(tokens, segments, limit=c.max_position_embeddings), types, rng)
         x = ops.dropout(x, c.hidden_dropout_prob, rng and rng.fold(c.num_hidden_layers))
         return through(self.encoder.layer, x, checkpointing=self.checkpointing, rng=rng, segments=segments)
 

@@ -138,7 +138,7 @@ class Decoder(Trunk):
     def __call__(self, tokens, segments=None, cache=None, rng: Rng | None = None):
         tokens, segments = self.check(tokens, segments, cache)
         at = positions(tokens, segments, cache, limit=self.limit())
-        x = self.embed_tokens(tokens)
+        x = self.embed_tokens(tokens, rng)
         if self.config.embed_scale != 1:
             x = x * self.config.embed_scale
         y = step(self.layers, x, cache, rng)

@@ -127,7 +127,7 @@ class Body(Trunk):
     def __call__(self, tokens, segments=None, cache=None, rng: Rng | None = None):
         tokens, segments = self.check(tokens, segments, cache)
         c, at = self.config, positions(tokens, segments, cache, limit=self.config.n_positions)
-        x = self.wte(tokens)
+        x = self.wte(tokens, rng)
         if c.position == "learned":
             x = x + self.wpe(at)
         if c.position == "sinusoidal":

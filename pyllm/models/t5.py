@@ -187,8 +187,8 @@ class T5(EncoderDecoder):
 
     def encode(self, tokens, segments=None, rng: Rng | None = None):
         tokens, segments = self.check(tokens, segments)
-        return self.encoder(self.shared(tokens), checkpointing=self.checkpointing, rng=rng and rng.fold("encoder"), segments=segments)
+        return self.encoder(self.shared(tokens, rng), checkpointing=self.checkpointing, rng=rng and rng.fold("encoder"), segments=segments)
 
     def decode(self, tokens, memory, **options):
-        x = self.decoder(self.shared(tokens), memory, checkpointing=self.checkpointing, **options)
+        x = self.decoder(self.shared(tokens, options["rng"]), memory, checkpointing=self.checkpointing, **options)
         return x * self.config.d_model**-0.5 if self.config.scaled else x

@@ -23,17 +23,24 @@ class Linear(Module):
 
 
 class Embedding(Module):
-    """ids:(...) -> (..., C); weight:(V, C)."""
+    """ids:(...) -> (..., C); weight:(V, C).
+
+    noise: alpha of NEFTune (Jain et al. 2023), 0 for none. Where an rng is given, ids:(B, T) get uniform noise within alpha / (T C)^0.5.
+    """
 
     def __init__(self, rows, channels, std=0.02):
         self.weight = parameter(rows, channels)
-        self.std = std
+        self.std, self.noise = std, 0.0
 
     def reset(self, rng):
         normal(self.weight, rng, self.std)
 
-    def __call__(self, ids):
-        return ops.embedding(self.weight, ids)
+    def __call__(self, ids, rng=None):
+        x = ops.embedding(self.weight, ids)
+        if rng is None or not self.noise:
+            return x
+        draw = rng.fold("noise").generator().random(x.shape, np.float32)
+        return x + (draw - np.float32(0.5)) * np.float32(2 * self.noise / (x.shape[-2] * x.shape[-1]) ** 0.5)
 
 
 class LayerNorm(Module):

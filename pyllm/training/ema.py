@@ -14,7 +14,8 @@ class EMA:
     def __init__(self, model, decay):
         if not 0 < decay < 1:
             raise ValueError(f"EMA: decay={decay}; expected 0 < decay < 1, for example 0.999")
-        self.parameters, self.decay, self.updates = dict(model.named_parameters()), decay, 0
+        self.decay, self.updates = decay, 0
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}  # a frozen one is its own average
         self.average = {name: p.data.copy() for name, p in self.parameters.items()}
 
     def update(self):

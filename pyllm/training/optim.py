@@ -2,22 +2,25 @@
 import numpy as np
 
 from pyllm import kernels as K
+from pyllm.training.groups import path_rates
 
 
 class AdamW:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019) over the trainable parameters of a model.
 
     betas: decay of the two moments. eps: added to the root of the second. weight_decay: the share of a weight, times lr, that a step
-    takes away; weights of two or more dimensions decay, biases and the gains of norms do not. `steps` counts steps taken.
+    takes away; weights of two or more dimensions decay, biases and the gains of norms do not. rates: {pattern of paths: factor of lr},
+    the first one that is found in a parameter's path counts, see pyllm.training.layerwise. `steps` counts steps taken.
     """
 
-    def __init__(self, model, *, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1):
+    def __init__(self, model, *, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, rates=None):
         if not all(0 <= b < 1 for b in betas) or eps <= 0 or weight_decay < 0:
             raise ValueError(f"AdamW: betas={betas}, eps={eps}, weight_decay={weight_decay}; "
                              "expected betas in [0, 1), eps > 0, weight_decay >= 0")
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise ValueError("AdamW: the model has no parameter with requires_grad")
+        self.rates = path_rates(self.parameters, rates or {})
         self.betas, self.eps, self.weight_decay, self.steps = betas, eps, weight_decay, 0
         self.m, self.v = ({name: _zeros(p.data) for name, p in self.parameters.items()} for _ in "mv")
 
@@ -30,8 +33,8 @@ class AdamW:
         self.steps += 1
         for name, p in self.parameters.items():
             if p.grad is not None:
-                decay = self.weight_decay if p.ndim >= 2 else 0.0
-                K.adamw(p.data, p.grad, self.m[name], self.v[name], lr, *self.betas, self.eps, decay, self.steps, scale)
+                decay, rate = self.weight_decay if p.ndim >= 2 else 0.0, lr * self.rates.get(name, 1.0)
+                K.adamw(p.data, p.grad, self.m[name], self.v[name], rate, *self.betas, self.eps, decay, self.steps, scale)
 
     def zero_grad(self):
         """Drops all gradients."""
