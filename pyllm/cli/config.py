@@ -7,6 +7,7 @@ import re
 import tomllib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from types import SimpleNamespace
 
 from pyllm.errors import ConfigError, suggest
 
@@ -32,14 +33,13 @@ class Tokenizer:
 
 
 @dataclass(frozen=True)
-class Train:
-    steps: int = key(2000, "optimizer steps in all", 1)
-    batch: int = key(16, "rows of a micro-batch", 1)
+class Steps:
+    """What every training run has."""
+
     accumulate: int = key(1, "micro-batches a step", 1)
     lr: float = key(1e-3, "learning rate at its highest", 0.0, flags=("lr", "learning-rate"))
     min_lr: float = key(1e-4, "learning rate at the end of the schedule", 0.0)
     schedule: str = key("cosine", "how the learning rate falls", choices=("constant", "linear", "cosine", "wsd"))
-    warmup: int = key(100, "steps in which the learning rate rises", 0)
     beta1: float = key(0.9, "AdamW's decay of the first moment, a step", 0.0, 1.0)
     beta2: float = key(0.95, "AdamW's decay of the second moment, a step", 0.0, 1.0)
     eps: float = key(1e-8, "AdamW's addend in the denominator", 0.0)
@@ -47,7 +47,6 @@ class Train:
     precision: str = key("f32", "of the products' operands; weights, sums and optimizer are float32", choices=("f32", "bf16"))
     clip: float = key(1.0, "largest norm of the gradient; 0 = no clipping", 0.0)
     label_smoothing: float = key(0.0, "share of the target's probability given to all tokens", 0.0, 1.0)
-    z_loss: float = key(0.0, "weight of the squared log of the softmax's denominator", 0.0)
     ema: float = key(0.0, "decay a step, such as 0.999, of the average of the weights that is evaluated and exported; 0 = none", 0.0, 1.0)
     seed: int = key(0, "of the weights, the order of the data, the dropout and the samples", 0)
     eval_every: int = key(250, "steps between evaluations", 1)
@@ -57,13 +56,30 @@ class Train:
     keep: int = key(2, "newest checkpoints that are kept, beside the best", 1)
     sample_tokens: int = key(64, "tokens of the sample at every evaluation; 0 = none", 0)
 
+    def __post_init__(self):
+        if self.min_lr > self.lr:
+            raise ConfigError(f"train: min_lr={self.min_lr}, lr={self.lr}; expected min_lr <= lr")
+
+
+@dataclass(frozen=True)
+class Train(Steps):
+    steps: int = key(2000, "optimizer steps in all", 1)
+    batch: int = key(16, "rows of a micro-batch", 1)
+    warmup: int = key(100, "steps in which the learning rate rises", 0)
+    z_loss: float = key(0.0, "weight of the squared log of the softmax's denominator", 0.0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.warmup > self.steps:
+            raise ConfigError(f"train: warmup={self.warmup}, steps={self.steps}; expected warmup <= steps")
+
 
 MODEL = {  # what every family has; the other keys of [model] are the family's own
     "family": ("gpt2", "model family", str), "layers": (4, "blocks", int), "heads": (4, "attention heads", int),
     "width": (256, "channels of the residual stream", int), "context": (256, "longest row, tokens", int),
     "dropout": (0.0, "probability", float),
 }
-SECTIONS = {"data": Data, "tokenizer": Tokenizer, "train": Train}
+SECTIONS = {"model": MODEL, "data": Data, "tokenizer": Tokenizer, "train": Train}  # of pretrain; other verbs have their own
 PRESETS = {
     "nanogpt-cpu": {  # nanoGPT's CPU configuration for tinyshakespeare, but its learning rate of 1e-3: LOG.md says why
         "model": {"family": "gpt2", "layers": 4, "heads": 4, "width": 128, "context": 64, "bias": False},
@@ -73,18 +89,12 @@ PRESETS = {
 }
 
 
-@dataclass(frozen=True)
-class Config:
-    """model: {key: value}, see MODEL; data, tokenizer, train: the dataclasses above."""
-
-    model: dict
-    data: Data
-    tokenizer: Tokenizer
-    train: Train
+class Config(SimpleNamespace):
+    """A section an attribute: a dataclass of the verb's sections, or the dict of a free one, such as [model]."""
 
     def table(self):
         """-> nested dicts, what config.resolved.toml holds."""
-        return {"model": self.model, **{name: asdict(getattr(self, name)) for name in SECTIONS}}
+        return {name: section if isinstance(section, dict) else asdict(section) for name, section in vars(self).items()}
 
 
 # ---- reading and checking
@@ -110,12 +120,13 @@ def read_toml(path):
     return table, places
 
 
-def resolve(*layers):
+def resolve(*layers, sections=SECTIONS):
     """layers: (table, places) from the weakest to the strongest; places: {(section, key): where it stands} or its one name -> Config.
 
+    sections: {name: dataclass with a `key` a field, or {key: (default, about, type)} of a section that may hold other keys too}.
     ConfigError names where a key is unknown (and the nearest known one), of a wrong type or out of range.
     """
-    merged = {"model": {name: default for name, (default, _, _) in MODEL.items()}, **{name: {} for name in SECTIONS}}
+    merged = {name: {k: default for k, (default, _, _) in kind.items()} if isinstance(kind, dict) else {} for name, kind in sections.items()}
     for table, places in layers:
         for section, values in table.items():
             where = places if isinstance(places, str) else places.get((section, ""), places.get(("", section), "config"))
@@ -124,28 +135,23 @@ def resolve(*layers):
                 raise ConfigError(f"{where}: {section!r} is not a section.{suggest(section, known)} Sections: {', '.join(merged)}")
             for name, value in values.items():
                 at = places if isinstance(places, str) else places.get((section, name), where)
-                merged[section][name] = _checked(f"{at}: {section}.{name}", section, name, value)
-    config = Config(merged["model"], *(kind(**merged[name]) for name, kind in SECTIONS.items()))
-    t = config.train
-    if t.min_lr > t.lr or t.warmup > t.steps:
-        raise ConfigError(f"train: min_lr={t.min_lr}, lr={t.lr}, warmup={t.warmup}, steps={t.steps}; "
-                          "expected min_lr <= lr and warmup <= steps")
-    return config
+                merged[section][name] = _checked(f"{at}: {section}.{name}", section, sections[section], name, value)
+    return Config(**{name: merged[name] if isinstance(kind, dict) else kind(**merged[name]) for name, kind in sections.items()})
 
 
-def _checked(where, section, name, value):
+def _checked(where, section, keys, name, value):
     """-> the value, a whole number for a float field as a float."""
-    if section == "model":
-        kind, limits = MODEL[name][2] if name in MODEL else None, {}
+    if isinstance(keys, dict):
+        kind, limits = keys[name][2] if name in keys else None, {}
     else:
-        known = {f.name: f for f in fields(SECTIONS[section])}
+        known = {f.name: f for f in fields(keys)}
         if name not in known:
             raise ConfigError(f"{where}: not a key.{suggest(name, known)} Keys of [{section}]: {', '.join(known)}")
         kind, limits = known[name].type, known[name].metadata
     if kind is float and type(value) is int:
         value = float(value)
     if kind is not None and type(value) is not kind:
-        expected = {int: "a whole number", float: "a number", str: "a string"}[kind]
+        expected = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}[kind]
         raise ConfigError(f"{where}={value!r}; expected {expected}")
     least, most, choices = (limits.get(k) for k in ("least", "most", "choices"))
     if choices and value not in choices:
@@ -157,25 +163,29 @@ def _checked(where, section, name, value):
 
 # ---- flags
 
-def add_flags(parser):
+def add_flags(parser, sections=SECTIONS):
     """A flag for each key, also spelled with underscores, and --set SECTION.KEY=VALUE for those without."""
-    for section, kind in {"model": None, **SECTIONS}.items():
+    for section, kind in sections.items():
         group = parser.add_argument_group(f"[{section}]")
-        if kind is None:
-            for name, (default, about, type_) in MODEL.items():
+        if isinstance(kind, dict):
+            for name, (default, about, type_) in kind.items():
                 _flag(group, section, name, (name,), type_, f"{about} (default {default})")
         else:
             for f in fields(kind):
                 about = f"{f.metadata['about']} (default {f.default})" if f.default != "" else f.metadata["about"]
                 _flag(group, section, f.name, f.metadata["flags"] or (f.name,), f.type, about, f.metadata["choices"])
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE",
-                        help="any key of the configuration, such as model.bias=false")
+                        help="any key of the configuration, such as train.lr=1e-4 or model.bias=false")
 
 
 def _flag(group, section, name, flags, kind, about, choices=None):
-    options = {"dest": f"{section}.{name}", "type": kind, "default": None}
+    options = {"dest": f"{section}.{name}", "default": None}
+    if kind is bool:
+        options["action"] = argparse.BooleanOptionalAction
+    else:
+        options.update(type=kind, metavar="|".join(choices) if choices else kind.__name__.upper())
     dashed = [f"--{flag.replace('_', '-')}" for flag in flags]
-    group.add_argument(*dashed, help=about.replace("%", "%%"), metavar="|".join(choices) if choices else kind.__name__.upper(), **options)
+    group.add_argument(*dashed, help=about.replace("%", "%%"), **options)
     if underscored := [f"--{flag.replace('-', '_')}" for flag in flags if {"-", "_"} & set(flag)]:
         group.add_argument(*underscored, help=argparse.SUPPRESS, **options)
 
@@ -200,13 +210,13 @@ def from_flags(args):
     return (flags, "flag"), (sets, "--set")
 
 
-def load_config(args, *below):
-    """args: the parsed flags, with `config` and `preset` -> Config; below: layers under them."""
+def load_config(args, *below, sections=SECTIONS):
+    """args: the parsed flags, with `config`, and `preset` where there are such -> Config; below: layers under them."""
     layers = list(below)
-    if args.preset:
+    if getattr(args, "preset", None):
         if args.preset not in PRESETS:
             raise ConfigError(f"--preset {args.preset!r}; expected one of {', '.join(PRESETS)}.{suggest(args.preset, PRESETS)}")
         layers.append((PRESETS[args.preset], f"preset {args.preset}"))
     if args.config:
         layers.append(read_toml(args.config))
-    return resolve(*layers, *from_flags(args))
+    return resolve(*layers, *from_flags(args), sections=sections)

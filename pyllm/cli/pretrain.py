@@ -1,11 +1,7 @@
-"""pyllm pretrain: text -> tokenizer -> token shards -> training -> checkpoints, samples and a chart in a run folder.
+"""pyllm pretrain: text -> tokenizer -> token shards -> training -> a run folder, see pyllm.cli.run.
 
-    config.resolved.toml   every setting, also the defaults          tokenizer/ shards/   made once, read on resume
-    metrics.jsonl          one line a step, one an evaluation        checkpoints/         whole states, see pyllm.training.checkpoint
-    samples.jsonl          a continuation at each evaluation         model/ loss.png      the best model so far; the curves
+Beside what every run has, it holds tokenizer/ and shards/, made once and read on resume.
 """
-import contextlib
-from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -48,80 +44,33 @@ def pretrain(config, out, resume=False, until=None):
     Without resume the folder must hold no checkpoint. Raises ConfigError for settings, FormatError for a broken checkpoint, OSError for a
     full disk, FloatingPointError for a diverged run; in each case the newest checkpoint is whole and --resume goes on from it.
     """
-    from pyllm import folders, training
-    from pyllm.cli.interrupt import Interrupt
+    from pyllm import training
+    from pyllm.cli import run as runs
     from pyllm.data.loader import Loader, validation
-    from pyllm.errors import ConfigError
     from pyllm.objectives import clm
-    from pyllm.progress import Progress
 
     out, t = Path(out), config.train
-    checkpoint = training.newest(out / "checkpoints")
-    if checkpoint and not resume:
-        raise ConfigError(f"pretrain: {out} holds a run already ({checkpoint.name}). "
-                          "Hint: --resume goes on with it; or choose another --out")
+    checkpoint = runs.newest("pretrain", out, resume)
     tokenizer, train_shards, valid_shards = prepare(config, out, resume)
     model = build_model(config, tokenizer.vocab_size).initialize(t.seed)
     length = row_length(config, model)
     print(f"model      {model.config.model_type}, {model.num_parameters():,} parameters, rows of {length} tokens", flush=True)
 
-    optimizer = training.AdamW(model, betas=(t.beta1, t.beta2), eps=t.eps, weight_decay=t.weight_decay)
-    ema = training.EMA(model, t.ema) if t.ema else None
-    stopping = training.EarlyStopping(t.patience)
-    loader = Loader(train_shards, t.batch, length, t.seed)
-    start = 0
-    if checkpoint:
-        start, state = training.load_checkpoint(checkpoint, model, optimizer, ema)
-        loader.load_state(state["data"])
-        stopping.load_state(state["stopping"])
-        print(f"resumed    {checkpoint}, step {start}", flush=True)
-    schedule = training.SCHEDULES[t.schedule](t.lr, t.steps, t.warmup, t.min_lr)
-    objective = partial(clm, label_smoothing=t.label_smoothing, z_loss=t.z_loss)
-    every, save_every = t.eval_every, t.save_every or t.eval_every
-
     def evaluate():
         batches = validation(valid_shards, t.batch, length)
-        return training.evaluate(model, clm, islice(batches, t.eval_batches or None),
-                                 bytes_per_token=valid_shards.text_bytes / len(valid_shards))
+        found = training.evaluate(model, clm, islice(batches, t.eval_batches or None),
+                                  bytes_per_token=valid_shards.text_bytes / len(valid_shards))
+        values = {"valid_loss": found.loss, "perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte}
+        return found.loss, values, f"{found.loss:.4f}: perplexity {found.perplexity:.2f}, {found.bits_per_byte:.3f} bits a byte"
 
-    done = bool(t.patience) and stopping.waited >= t.patience
-    records = training.train(model, objective, loader, optimizer, steps=start if done else t.steps, start=start, lr=schedule,
-                             accumulate=t.accumulate, clip=t.clip or None, seed=t.seed, precision=t.precision)
-    with (Interrupt() as stop, Progress(t.steps, "pretrain", "step", start) as bar,
-          contextlib.closing(training.Log(out / "metrics.jsonl", start)) as metrics,
-          contextlib.closing(training.Log(out / "samples.jsonl", start)) as samples):
-        for record in records:
-            step, last, better = record.step, record.step == t.steps, False
-            if ema:
-                ema.update()
-            metrics.write(**{k: v for k, v in asdict(record).items() if k != "metrics"}, **record.metrics)
-            bar.update()
-            bar.note(loss=f"{record.loss:.3f}", tok_s=f"{record.tokens_per_second:,.0f}")
-            if step % every == 0 or last:
-                with ema.weights() if ema else contextlib.nullcontext():
-                    found = evaluate()
-                    done = stopping.update(step, found.loss)
-                    better = stopping.best_step == step
-                    if better:
-                        folders.save(model, tokenizer, out / "model")
-                    if t.sample_tokens:
-                        prompt, text = sample(model, tokenizer, valid_shards, t.sample_tokens, t.seed + step)
-                        samples.write(step=step, prompt=prompt, text=text)
-                metrics.write(step=step, valid_loss=found.loss, perplexity=found.perplexity, bits_per_byte=found.bits_per_byte)
-                bar.line(f"step {step:<6} loss {record.loss:.4f}  validation {found.loss:.4f}: perplexity {found.perplexity:.2f}, "
-                         f"{found.bits_per_byte:.3f} bits a byte  {record.tokens_per_second:,.0f} tokens/s")
-            if step % save_every == 0 or last or better or done or stop.signal or step == until:
-                training.save_checkpoint(out / "checkpoints", step, model, tokenizer, optimizer, {"seed": t.seed, "data": loader.state(),
-                                         "stopping": stopping.state()}, ema=ema, best=better, keep=t.keep)
-            if (stop.signal or step == until) and not last:
-                bar.line(f"stopped at step {step}; all is saved, --resume goes on")
-                return stop.code
-            if done:
-                bar.line(f"stopped early: {t.patience} evaluations in a row without a new best")
-                break
-    chart(out)
-    print(f"best       validation loss {stopping.best_loss:.4f} at step {stopping.best_step}\nmodel      {out / 'model'}", flush=True)
-    return 0
+    def continued(step):
+        prompt, text = sample(model, tokenizer, valid_shards, t.sample_tokens, t.seed + step)
+        return {"prompt": prompt, "text": text}
+
+    return runs.run("pretrain", out, t, steps=t.steps, warmup=t.warmup, model=model, tokenizer=tokenizer,
+                    objective=partial(clm, label_smoothing=t.label_smoothing, z_loss=t.z_loss),
+                    batches=Loader(train_shards, t.batch, length, t.seed), evaluate=evaluate, sample=continued, checkpoint=checkpoint,
+                    until=until)
 
 
 # ---- the pieces
@@ -229,26 +178,3 @@ def sample(model, tokenizer, shards, tokens, seed):
     prompt = tokenizer.decode(shards[:8])
     return prompt, generate(model, tokenizer, prompt, max_tokens=tokens, temperature=0.8, seed=seed).text
 
-
-def chart(out):
-    """Writes loss.png from metrics.jsonl, where matplotlib is installed."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("chart      none. Hint: pip install matplotlib (the extra `plot`) for loss.png")
-        return
-    from pyllm.training import read_log
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    lines = read_log(out / "metrics.jsonl")
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    for name, label in (("loss", "training"), ("valid_loss", "validation")):
-        points = [(line["step"], line[name]) for line in lines if name in line]
-        axes.plot(*zip(*points), label=label, linewidth=1 if name == "loss" else 2)
-    axes.set(xlabel="step", ylabel="loss, nats a token", title=out.name)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(out / "loss.png", dpi=120)
-    pyplot.close(figure)

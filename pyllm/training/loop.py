@@ -109,13 +109,14 @@ _HINT = "The weights are those before this step. Hint: a lower lr or a longer wa
 class Evaluation:
     """loss: nats a target. perplexity: e^loss. bits_per_byte: comparable between tokenizers, None where the bytes are not known.
 
-    tokens: targets the loss counted.
+    tokens: targets the loss counted. metrics: the objective's own, per target.
     """
 
     loss: float
     perplexity: float
     bits_per_byte: float | None
     tokens: int
+    metrics: dict = field(default_factory=dict)
 
 
 def evaluate(model, objective, batches, *, bytes_per_token=None):
@@ -124,11 +125,13 @@ def evaluate(model, objective, batches, *, bytes_per_token=None):
     bytes_per_token: of the text behind the tokens (shards.text_bytes / len(shards)), for bits per byte. ValueError where no target counts,
     FloatingPointError for a loss that is not finite.
     """
-    total, count = 0.0, 0
+    total, count, metrics = 0.0, 0, {}
     with no_grad():
         for batch in batches:
             loss = objective(model, batch)
             total, count = total + loss.total.item(), count + loss.count
+            for name, value in loss.metrics.items():
+                metrics[name] = metrics.get(name, 0.0) + value
     if not count:
         raise ValueError("evaluate: no target in any batch")
     loss = total / count
@@ -136,4 +139,5 @@ def evaluate(model, objective, batches, *, bytes_per_token=None):
         raise FloatingPointError(f"evaluate: the loss is {loss}: training has diverged. "
                                  "Hint: a lower lr or a longer warm-up; PYLLM_DEBUG=2 names the operation")
     perplexity = math.exp(loss) if loss < 700 else math.inf
-    return Evaluation(loss, perplexity, loss / math.log(2) / bytes_per_token if bytes_per_token else None, count)
+    bits = loss / math.log(2) / bytes_per_token if bytes_per_token else None
+    return Evaluation(loss, perplexity, bits, count, {name: value / count for name, value in metrics.items()})

@@ -52,7 +52,8 @@ def test_spellings(argv):
 
 
 def test_every_key_has_a_flag_in_both_spellings_and_no_two_share_one():
-    dests = [f"{section}.{f.name}" for section, kind in c.SECTIONS.items() for f in fields(kind)] + [f"model.{name}" for name in c.MODEL]
+    names = lambda kind: kind if isinstance(kind, dict) else [f.name for f in fields(kind)]
+    dests = [f"{section}.{name}" for section, kind in c.SECTIONS.items() for name in names(kind)]
     parser = argparse.ArgumentParser(conflict_handler="error")
     c.add_flags(parser)
     assert sorted({a.dest for a in parser._actions if "." in a.dest}) == sorted(dests)
@@ -60,12 +61,12 @@ def test_every_key_has_a_flag_in_both_spellings_and_no_two_share_one():
     assert all(("--" + s[2:].replace("-", "_") in spelled) for s in spelled if s.startswith("--"))
     assert load("--eval_every", "5", "--weight_decay", "0") == load("--eval-every", "5", "--weight-decay", "0.0")
     for kind in c.SECTIONS.values():
-        for f in fields(kind):
+        for f in () if isinstance(kind, dict) else fields(kind):
             assert f.metadata["about"] and type(f.default) is f.type
 
 
 @pytest.mark.parametrize("text, message", [
-    ("[train]\nlearning = 1\n", r"run.toml:2: train.learning: not a key. .*Keys of \[train\]: steps"),
+    ("[train]\nlearning = 1\n", r"run.toml:2: train.learning: not a key. .*Keys of \[train\]: accumulate"),
     ("# a\n\n[train]\nstep = 1\n", r"run.toml:4: train.step: not a key. Did you mean 'steps'\?"),
     ("[trian]\nsteps = 1\n", r"run.toml:1: 'trian' is not a section. Did you mean 'train'\?"),
     ("steps = 1\n", "run.toml:1: 'steps' is not a section"),

@@ -104,7 +104,7 @@ def test_the_chart(whole):
 
 
 def test_without_matplotlib_a_hint(whole, monkeypatch, capsys):
-    from pyllm.cli.pretrain import chart
+    from pyllm.cli.run import chart
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     chart(whole)

@@ -1,0 +1,114 @@
+"""A training run in its folder, the same for every verb that trains: log, evaluations, samples, checkpoints, the best model, a chart.
+
+    config.resolved.toml   every setting, also the defaults     checkpoints/      whole states, see pyllm.training.checkpoint
+    metrics.jsonl          one line a step, one an evaluation   model/ loss.png   the best model so far; the curves
+    samples.jsonl          an answer at each evaluation
+"""
+import contextlib
+from dataclasses import asdict
+from pathlib import Path
+
+
+def newest(verb, out, resume):
+    """-> Path of the checkpoint a run goes on from, or None. ConfigError: one is there and resume is not asked for."""
+    from pyllm.errors import ConfigError
+    from pyllm.training import newest
+
+    checkpoint = newest(Path(out) / "checkpoints")
+    if checkpoint and not resume:
+        raise ConfigError(f"{verb}: {out} holds a run already ({checkpoint.name}). "
+                          "Hint: --resume goes on with it; or choose another --out")
+    return checkpoint
+
+
+def run(verb, out, t, *, steps, warmup, model, tokenizer, objective, batches, evaluate, sample=None, rates=None, checkpoint=None, until=None):
+    """Trains a model up to `steps` -> exit code: 0, or 130 and 143 after Ctrl-C and SIGTERM, with all saved.
+
+    t: a pyllm.cli.config.Steps. batches: endless, with state and load_state. evaluate: () -> (score, the lower the better; {name: value} for
+    the log; words for the screen). sample: step -> {name: text} for samples.jsonl, or None. rates: see AdamW. checkpoint: where to go on.
+    until: a step after which the run stops as if it had been interrupted.
+    """
+    from pyllm import folders, training
+    from pyllm.cli.interrupt import Interrupt
+    from pyllm.progress import Progress
+
+    optimizer = training.AdamW(model, betas=(t.beta1, t.beta2), eps=t.eps, weight_decay=t.weight_decay, rates=rates)
+    ema = training.EMA(model, t.ema) if t.ema else None
+    stopping = training.EarlyStopping(t.patience)
+    start = 0
+    if checkpoint:
+        start, state = training.load_checkpoint(checkpoint, model, optimizer, ema)
+        batches.load_state(state["data"])
+        stopping.load_state(state["stopping"])
+        print(f"resumed    {checkpoint}, step {start}", flush=True)
+    schedule = training.SCHEDULES[t.schedule](t.lr, steps, warmup, t.min_lr)
+    every, save_every = t.eval_every, t.save_every or t.eval_every
+    done = bool(t.patience) and stopping.waited >= t.patience
+    records = training.train(model, objective, batches, optimizer, steps=start if done else steps, start=start, lr=schedule,
+                             accumulate=t.accumulate, clip=t.clip or None, seed=t.seed, precision=t.precision)
+    with (Interrupt() as stop, Progress(steps, verb, "step", start) as bar,
+          contextlib.closing(training.Log(out / "metrics.jsonl", start)) as metrics,
+          contextlib.closing(training.Log(out / "samples.jsonl", start)) as samples):
+        for record in records:
+            step, last, better = record.step, record.step == steps, False
+            if ema:
+                ema.update()
+            metrics.write(**{k: v for k, v in asdict(record).items() if k != "metrics"}, **record.metrics)
+            bar.update()
+            bar.note(loss=f"{record.loss:.3f}", tok_s=f"{record.tokens_per_second:,.0f}")
+            if step % every == 0 or last:
+                with ema.weights() if ema else contextlib.nullcontext():
+                    score, found, words = evaluate()
+                    done = stopping.update(step, score)
+                    better = stopping.best_step == step
+                    if better:
+                        folders.save(model, tokenizer, out / "model")
+                    if sample and t.sample_tokens:
+                        samples.write(step=step, **sample(step))
+                metrics.write(step=step, **found)
+                bar.line(f"step {step:<6} loss {record.loss:.4f}  validation {words}  {record.tokens_per_second:,.0f} tokens/s")
+            if step % save_every == 0 or last or better or done or stop.signal or step == until:
+                training.save_checkpoint(out / "checkpoints", step, model, tokenizer, optimizer, {"seed": t.seed, "data": batches.state(),
+                                         "stopping": stopping.state()}, ema=ema, best=better, keep=t.keep)
+            if (stop.signal or step == until) and not last:
+                bar.line(f"stopped at step {step}; all is saved, --resume goes on")
+                return stop.code
+            if done:
+                bar.line(f"stopped early: {t.patience} evaluations in a row without a new best")
+                break
+    chart(out)
+    best = next(line for line in reversed(training.read_log(out / "metrics.jsonl"))
+                if line["step"] == stopping.best_step and "valid_loss" in line)
+    print(f"best       {described(best)} at step {stopping.best_step}\nmodel      {out / 'model'}", flush=True)
+    return 0
+
+
+def described(found):
+    """{valid_loss: 2.1, valid_accuracy: 0.5, ...} -> 'validation loss 2.1000, accuracy 0.5000'."""
+    return "validation " + ", ".join(f"{name.removeprefix('valid_')} {value:.4f}" for name, value in found.items() if name.startswith("valid_"))
+
+
+def chart(out):
+    """Writes loss.png from metrics.jsonl, where matplotlib is installed: losses on the left, other scores of the validation on the right."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("chart      none. Hint: pip install matplotlib (the extra `plot`) for loss.png")
+        return
+    from pyllm.training import read_log
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    lines = read_log(out / "metrics.jsonl")
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    right = sorted({name for line in lines for name in line if name.startswith("valid_")} - {"valid_loss"})
+    other = axes.twinx() if right else None
+    for name, label, where in (("loss", "training", axes), ("valid_loss", "validation", axes), *((n, n[6:], other) for n in right)):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        where.plot(*zip(*points), label=label, linewidth=1 if name == "loss" else 2, linestyle="-" if where is axes else "--")
+    axes.set(xlabel="step", ylabel="loss, nats a target", title=out.name)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper right", ncols=2 + len(right))
+    figure.savefig(out / "loss.png", dpi=120)
+    pyplot.close(figure)
