@@ -126,7 +126,7 @@ def resolve(*layers, sections=SECTIONS):
     sections: {name: dataclass with a `key` a field, or {key: (default, about, type)} of a section that may hold other keys too}.
     ConfigError names where a key is unknown (and the nearest known one), of a wrong type or out of range.
     """
-    merged = {name: {k: default for k, (default, _, _) in kind.items()} if isinstance(kind, dict) else {} for name, kind in sections.items()}
+    merged = {name: {k: values[0] for k, values in kind.items()} if isinstance(kind, dict) else {} for name, kind in sections.items()}
     for table, places in layers:
         for section, values in table.items():
             where = places if isinstance(places, str) else places.get((section, ""), places.get(("", section), "config"))

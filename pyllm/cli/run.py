@@ -21,11 +21,12 @@ def newest(verb, out, resume):
     return checkpoint
 
 
-def run(verb, out, t, *, steps, warmup, model, tokenizer, objective, batches, evaluate, sample=None, rates=None, checkpoint=None, until=None):
+def run(verb, out, t, *, steps, warmup, model, tokenizer, objective, batches, evaluate, sample=None, rates=None, checkpoint=None,
+        until=None):
     """Trains a model up to `steps` -> exit code: 0, or 130 and 143 after Ctrl-C and SIGTERM, with all saved.
 
-    t: a pyllm.cli.config.Steps. batches: endless, with state and load_state. evaluate: () -> (score, the lower the better; {name: value} for
-    the log; words for the screen). sample: step -> {name: text} for samples.jsonl, or None. rates: see AdamW. checkpoint: where to go on.
+    t: a pyllm.cli.config.Steps. batches: endless, with state and load_state. evaluate: () -> (score, the lower the better; {name: value}
+    for the log; words for the screen). sample: step -> {name: text} for samples.jsonl, or None. rates: see AdamW. checkpoint: where to go on.
     until: a step after which the run stops as if it had been interrupted.
     """
     from pyllm import folders, training
@@ -85,11 +86,12 @@ def run(verb, out, t, *, steps, warmup, model, tokenizer, objective, batches, ev
 
 def described(found):
     """{valid_loss: 2.1, valid_accuracy: 0.5, ...} -> 'validation loss 2.1000, accuracy 0.5000'."""
-    return "validation " + ", ".join(f"{name.removeprefix('valid_')} {value:.4f}" for name, value in found.items() if name.startswith("valid_"))
+    scores = {name.removeprefix("valid_"): value for name, value in found.items() if name.startswith("valid_")}
+    return "validation " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
 
 
 def chart(out):
-    """Writes loss.png from metrics.jsonl, where matplotlib is installed: losses on the left, other scores of the validation on the right."""
+    """Writes loss.png from metrics.jsonl, where matplotlib is installed: losses on the left, other scores on the right."""
     try:
         import matplotlib
     except ImportError:

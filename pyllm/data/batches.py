@@ -8,7 +8,7 @@ POOL = 50  # batches whose rows are sorted by length, or packed, together: enoug
 
 
 class Batches:
-    """Endless iterator of make(bins) over rows of `lengths`:(n,), tokens. bins: a list of lists of row numbers, one list a row of the batch.
+    """Endless iterator of make(bins) over rows of `lengths`:(n,), tokens. bins: lists of row numbers, one list a row of the batch.
 
     batch: rows a batch. length: 0, each row by itself, those of like length in one batch; or rows of so many tokens, packed by best fit.
     tokens: at most so many tokens a batch, padding included, instead of `batch` rows. seed: the order depends on it and the epoch alone.
@@ -61,7 +61,8 @@ class Batches:
             pool = order[start : start + POOL * rows]
             if self.length:
                 bins = [[int(pool[i]) for i in row] for row in best_fit(self.lengths[pool].tolist(), self.length)]
-                bins = [bins[i] for i in permute(np.arange(len(bins)), len(bins), key(self.seed, epoch, 2, start))] if self.shuffle else bins
+                if self.shuffle:  # best fit puts the fullest first
+                    bins = [bins[i] for i in permute(np.arange(len(bins)), len(bins), key(self.seed, epoch, 2, start))]
                 sizes = [self.length] * len(bins)
             else:
                 pool = pool[np.argsort(-self.lengths[pool], kind="stable")]
