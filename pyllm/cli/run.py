@@ -26,8 +26,8 @@ def run(verb, out, t, *, steps, warmup, model, tokenizer, objective, batches, ev
     """Trains a model up to `steps` -> exit code: 0, or 130 and 143 after Ctrl-C and SIGTERM, with all saved.
 
     t: a pyllm.cli.config.Steps. batches: endless, with state and load_state. evaluate: () -> (score, the lower the better; {name: value}
-    for the log; words for the screen). sample: step -> {name: text} for samples.jsonl, or None. rates: see AdamW. checkpoint: where to go on.
-    until: a step after which the run stops as if it had been interrupted.
+    for the log; words for the screen). sample: step -> {name: text} for samples.jsonl, or None. rates: see AdamW. checkpoint: to go on
+    from. until: a step after which the run stops as if it had been interrupted.
     """
     from pyllm import folders, training
     from pyllm.cli.interrupt import Interrupt
