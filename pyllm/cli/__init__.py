@@ -11,6 +11,7 @@ VERBS = {  # name: one line; the module of that name in this folder does it
     "demo": "a small model's whole life in a few minutes: tokenizer, training, resuming, generated text",
     "pretrain": "train a language model from scratch on text",
     "generate": "continue a text with a model",
+    "chat": "talk with a model",
     "tokenize": "train a tokenizer; turn text into tokens and back",
     "info": "what runs here: version, kernels, threads; or what a model folder holds",
     "bench": "measure this machine: its limits, the kernels' share of them, hours for a training run",

@@ -84,6 +84,15 @@ def render(tokenizer, messages, add_generation_prompt=True, variables=None):
     return _unmarked(text, opening, closing)
 
 
+def turn_end(tokenizer):
+    """-> the token that ends what the assistant says, as the template writes it; None where that is no special token."""
+    probe, special = "answer", {token.id for token in tokenizer.added if token.special}
+    talk = [{"role": "user", "content": "question"}, {"role": "assistant", "content": probe}]
+    text, _ = render(tokenizer, talk, add_generation_prompt=False)
+    rest = tokenizer._pieces(text[text.rfind(probe) + len(probe) :], True, False)[0].tolist()
+    return next((tokenizer.token(i) for i in rest if i in special), None)
+
+
 def named_templates(value):
     """value: chat_template of tokenizer_config.json -> None, the text, or {name: text} of several; FormatError for anything else."""
     if value is None or isinstance(value, str):

@@ -1,0 +1,171 @@
+"""pyllm chat: a conversation with a model, answers as they come; lines of a pipe are messages too."""
+import sys
+
+HELP = '''/reset          forget the conversation (the system text stays)
+/system TEXT    a new system text, and a new conversation; without TEXT: none
+/help           this
+/quit           the end, like the end of the input (Ctrl-D)
+"""             before a message of several lines, and after it
+Ctrl-C ends an answer. A message that begins with / begins with a blank.'''
+
+
+def add_arguments(parser):
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a model folder, a run folder of pyllm, or a .gguf file")
+    add("--system", metavar="TEXT", help="how the model should answer; default: what its chat template says")
+    add("--template", metavar="NAME", help="a built-in chat template (chatml, llama3, gemma) or a file with Jinja text, in place of the "
+        "model's own")
+    add("--max-tokens", "--max_tokens", type=int, default=512, metavar="N", help="tokens of an answer at most (default %(default)s)")
+    add("--temp", "--temperature", type=float, default=0.7, metavar="T", help="0 takes the likeliest token (default %(default)s)")
+    add("--top-k", "--top_k", type=int, default=0, metavar="K", help="only the K likeliest tokens; 0 = all (default)")
+    add("--top-p", "--top_p", type=float, default=0.9, metavar="P", help="only the smallest set of this probability (default %(default)s)")
+    add("--min-p", "--min_p", type=float, default=0.0, metavar="P",
+        help="only tokens at least P times as likely as the likeliest (default 0)")
+    add("--seed", type=int, default=0, metavar="S", help="the same seed and messages give the same answers (default %(default)s)")
+
+
+def run(args):
+    from pyllm.cli.generate import model_folder
+    from pyllm.errors import FormatError
+    from pyllm.folders import load
+
+    model, tokenizer = load(model_folder(args.model))
+    if tokenizer is None:
+        raise FormatError(f"{args.model}: the folder has no tokenizer file, such as tokenizer.json, which text needs")
+    if args.template is not None:
+        tokenizer.chat_template = _template(args.template)
+    sampling = dict(max_tokens=args.max_tokens, temperature=args.temp, top_k=args.top_k, top_p=args.top_p, min_p=args.min_p)
+    talk = Talk(model, tokenizer, args.system, args.seed, **sampling)
+    screen = sys.stdin.isatty() and sys.stdout.isatty()
+    if screen:
+        weights = sum(w.size for w in (*model.parameters(), *(packed for _, packed in model.named_packed())))
+        print(f"{args.model}: {model.config.model_type}, {weights / 1e6:.0f} M parameters, context {talk.context} tokens. /help tells the "
+              "commands.")
+    for line in _lines(screen):
+        command, _, rest = line.partition(" ")
+        if command == "/quit":
+            break
+        if command == "/help":
+            print(HELP)
+        elif command == "/reset":
+            talk.reset(talk.system)
+        elif command == "/system":
+            talk.reset(rest.strip() or None)
+        elif command.startswith("/"):
+            print(f"pyllm chat: no command {command}; there are /reset, /system TEXT, /help, /quit. A message that begins with / begins "
+                  "with a blank", file=sys.stderr)
+        elif line.strip():
+            _answer(talk, line.strip() if line.startswith(" /") else line)
+    return 0
+
+
+class Talk:
+    """A conversation. say(text) streams the answer and keeps both; what no longer fits into the context is forgotten, oldest first."""
+
+    def __init__(self, model, tokenizer, system=None, seed=0, **sampling):
+        from pyllm.text.chat import turn_end
+
+        self.model, self.tokenizer, self.seed, self.sampling = model, tokenizer, seed, sampling
+        self.context, self.forgotten, self.turns = model.config.size("context"), 0, 0
+        self.reset(system)
+        end = turn_end(tokenizer)
+        self.stop = () if end is None else (end,)
+
+    def reset(self, system):
+        self.system, self.messages = system, []
+
+    def say(self, text):
+        """text: the user's message -> iterator of pieces of the answer. ValueError: the message alone is too long for the context."""
+        from pyllm.generation import stream
+
+        messages = [*self.messages, {"role": "user", "content": text}]
+        ids, self.forgotten = self._ids(messages), 0
+        room = min(self.sampling["max_tokens"], self.context // 4)
+        while len(ids) + room > self.context and len(messages) > 1:
+            messages = messages[2:]
+            self.forgotten += 2
+            ids = self._ids(messages)
+        if len(ids) >= self.context:
+            raise ValueError(f"chat: the message makes {len(ids)} tokens, the model's context is {self.context}")
+        pieces = stream(self.model, self.tokenizer, ids, stop=self.stop, seed=self.seed + self.turns, **self.sampling)
+        return self._heard(messages, pieces)
+
+    def _heard(self, messages, pieces):
+        answer = []
+        try:
+            for piece in pieces:
+                answer.append(piece)
+                yield piece
+        finally:  # an answer that is broken off is part of the conversation too
+            self.turns += 1
+            self.messages = [*messages, {"role": "assistant", "content": "".join(answer)}]
+
+    def _ids(self, messages):
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return self.tokenizer.chat([*system, *messages])
+
+
+def _answer(talk, text):
+    """Prints the answer as it comes; on a terminal a message that is too long ends nothing."""
+    try:
+        pieces = talk.say(text)
+    except ValueError as error:
+        if not sys.stdin.isatty():
+            raise
+        print(f"pyllm chat: {error}", file=sys.stderr)
+        return
+    if talk.forgotten:
+        print(f"pyllm chat: the context is full: the {talk.forgotten} oldest messages are forgotten", file=sys.stderr)
+    try:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        pieces.close()
+    print(flush=True)
+
+
+def _lines(screen):
+    """Yields messages and commands: a line each, or the lines between two marks of three quotes."""
+    if screen:
+        import readline  # noqa: F401 (input() then has a history and editing)
+    while True:
+        try:
+            line = _line(screen, "> ")
+            if line is not None and line.startswith('"""'):
+                lines = [line[3:]]
+                while not lines[-1].endswith('"""') and (more := _line(screen, ". ")) is not None:
+                    lines.append(more)
+                line = "\n".join(lines).removesuffix('"""').strip("\n")
+                line = f" {line}" if line.startswith("/") else line
+        except KeyboardInterrupt:
+            print()
+            continue
+        if line is None:
+            return
+        yield line
+
+
+def _line(screen, prompt):
+    """-> a line without its end, or None at the end of the input."""
+    if not screen:
+        line = sys.stdin.readline()
+        return line.rstrip("\n") if line else None
+    try:
+        return input(prompt)
+    except EOFError:
+        print()
+        return None
+
+
+def _template(name):
+    """-> the name of a built-in template, or the Jinja text of a file."""
+    from pathlib import Path
+
+    from pyllm.errors import ConfigError
+    from pyllm.text.chat import BUILT_IN
+
+    if name in BUILT_IN:
+        return name
+    if not Path(name).is_file():
+        raise ConfigError(f"--template {name}: expected one of {', '.join(BUILT_IN)}, or a file with Jinja text")
+    return Path(name).read_text(encoding="utf-8")
