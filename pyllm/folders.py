@@ -9,6 +9,7 @@ from pyllm.errors import ConfigError, FormatError, suggest
 from pyllm.io.files import atomic_folder, read_json, write_json
 from pyllm.io.safetensors import dtype_name, read_shards, to_float32, write_shards
 from pyllm.models import FAMILIES, HEADS
+from pyllm.nn import Layer
 from pyllm.text import has_tokenizer, read_tokenizer
 
 SHARD = 5_000_000_000  # bytes of a weights file at most
@@ -148,7 +149,11 @@ def _equal(one, other):
 
 
 def checkpoint_tensors(model):
-    """-> {name: array} as the family's checkpoints hold them; ValueError for a model with packed weights, which those cannot hold."""
+    """-> {name: array} as the family's checkpoints hold them; ValueError for adapters and packed weights, which those cannot hold."""
+    adapters = [path for path, m in model.named_modules() if isinstance(m, Layer) and m.adapter]
+    if adapters:
+        raise ValueError(f"save: {len(adapters)} adapters in the model, the first at {adapters[0]}; a model folder holds none. "
+                         "Hint: pyllm.peft.save writes them, pyllm.peft.merge works them into the weights")
     packed = dict(model.named_packed())
     if packed:
         raise ValueError(f"save: {len(packed)} packed weights, among them {next(iter(packed.items()))}; a folder holds floats. "

@@ -1,4 +1,6 @@
 """Randomness by counters: a key names a stream, so nothing needs to be stored to draw it again."""
+import threading
+
 import numpy as np
 
 _M64 = (1 << 64) - 1
@@ -40,3 +42,28 @@ class Rng:
 
     def __repr__(self):
         return f"Rng(key=0x{self.key:016x})"
+
+
+class _State(threading.local):
+    rng = None
+
+
+_state = _State()
+
+
+class drawing:
+    """with drawing(rng): what layers inside draw from that get no key by their block, in this thread; None: they draw nothing."""
+
+    def __init__(self, rng):
+        self.rng = rng
+
+    def __enter__(self):
+        self.before, _state.rng = _state.rng, self.rng
+
+    def __exit__(self, *_):
+        _state.rng = self.before
+
+
+def drawn_from():
+    """-> the Rng of the innermost `drawing`, or None."""
+    return _state.rng

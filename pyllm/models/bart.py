@@ -7,7 +7,7 @@ from pyllm.autograd import Rng, Tensor, ops
 from pyllm.errors import ConfigError
 from pyllm.models.base import Config, Count
 from pyllm.models.seq2seq import EncoderDecoder
-from pyllm.nn import ACTIVATIONS, Embedding, LayerNorm, Linear, Module, add_projection, attend, positions, split, through
+from pyllm.nn import ACTIVATIONS, Embedding, LayerNorm, Linear, Module, attend, positions, split, through
 
 OFFSET = 2  # the first two rows of a position table are never read
 
@@ -87,13 +87,13 @@ class Block(Module):
         key = (lambda i: None) if rng is None else rng.fold
         a = self.self_attn
         heads = a(x, a.keys(x), key(2), causal=self.causal, segments=segments, cache=cache)
-        x = self.self_attn_layer_norm(add_projection(a.out_proj, heads, x, self.p, key(0)))
+        x = self.self_attn_layer_norm(a.out_proj.onto(heads, x, self.p, key(0)))
         if self.encoder_attn is not None:
             a = self.encoder_attn
             heads = a(x, a.keys(memory) if kept is None else kept(a, memory), key(4), causal=False, segments=cross)
-            x = self.encoder_attn_layer_norm(add_projection(a.out_proj, heads, x, self.p, key(3)))
+            x = self.encoder_attn_layer_norm(a.out_proj.onto(heads, x, self.p, key(3)))
         inner = ops.dropout(self.fc1(x, activation=self.activation), self.inner_p, key(5))
-        return self.final_layer_norm(add_projection(self.fc2, inner, x, self.p, key(1)))
+        return self.final_layer_norm(self.fc2.onto(inner, x, self.p, key(1)))
 
 
 class Side(Module):

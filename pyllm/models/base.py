@@ -63,6 +63,10 @@ class Config:
         named = self.extra.get("id2label")
         return self.extra.get("num_labels", len(named) if isinstance(named, dict) else 2)
 
+    def untied(self):
+        """-> the same for a model whose head has its own weights."""
+        return dataclasses.replace(self, tie_word_embeddings=False)
+
     def check_activation(self, key):
         """ConfigError unless the value of `key` is a known activation."""
         if getattr(self, key) not in ACTIVATIONS:
@@ -138,7 +142,7 @@ class Trunk(Module):
     parameters that a file may lack, zeros then. CAUSAL: a position sees no later one.
     """
 
-    PREFIX, CAUSAL, TRANSPOSED, IGNORED, RENAMED, OPTIONAL = "", True, (), (), (), ()
+    PREFIX, CAUSAL, TRANSPOSED, IGNORED, RENAMED, OPTIONAL, HEAD = "", True, (), (), (), (), None
     HEADS = {"sequence": "score", "token": "score", "span": "qa_outputs"}
     architecture = property(lambda self: self.config.base_architecture)
 
@@ -163,7 +167,12 @@ class Trunk(Module):
 
 
 class Headed(Module):
-    """A trunk at its own PREFIX and a head beside it, so that the paths are the names in the checkpoint."""
+    """A trunk at its own PREFIX and a head beside it, so that the paths are the names in the checkpoint.
+
+    HEAD: the path of a language model's head where it is not tied, None for other heads.
+    """
+
+    HEAD = None
 
     def __init__(self, trunk):
         self.config, self.PREFIX = trunk.config, trunk.PREFIX
@@ -197,7 +206,7 @@ class LanguageModel(Headed):
     A family's subclass names its trunk. ALSO: further architectures of config.json that are this model.
     """
 
-    TRUNK, ALSO = Trunk, ()
+    TRUNK, ALSO, HEAD = Trunk, (), "lm_head"
     architecture = property(lambda self: self.config.architecture)
 
     def __init__(self, config, checkpointing=False, head="lm_head"):

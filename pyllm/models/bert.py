@@ -6,7 +6,7 @@ import numpy as np
 from pyllm.autograd import Rng, ops
 from pyllm.errors import ConfigError
 from pyllm.models.base import Config, LanguageModel, Trunk, edge_token
-from pyllm.nn import ACTIVATIONS, Embedding, LayerNorm, Linear, Module, add_projection, attend, parameter, positions, split, through
+from pyllm.nn import ACTIVATIONS, Embedding, LayerNorm, Linear, Module, attend, parameter, positions, split, through
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Output(Module):
         self.p = c.hidden_dropout_prob
 
     def __call__(self, x, residual, rng):
-        return self.LayerNorm(add_projection(self.dense, x, residual, self.p, rng))
+        return self.LayerNorm(self.dense.onto(x, residual, self.p, rng))
 
 
 class Attention(Module):
@@ -189,7 +189,7 @@ class MaskedHead(Module):
 class BertLM(LanguageModel):
     """tokens:(B, T) -> logits (B, T, V) of every position, masked or not."""
 
-    TRUNK, ALSO = Bert, ("BertForPreTraining",)
+    TRUNK, ALSO, HEAD = Bert, ("BertForPreTraining",), "cls.predictions.decoder"
     IGNORED = (*Bert.IGNORED, r"pooler\.dense\.(weight|bias)$", r"^cls\.seq_relationship\.(weight|bias)$")  # parts that predict no tokens
 
     def __init__(self, config, checkpointing=False):

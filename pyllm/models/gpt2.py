@@ -6,7 +6,7 @@ import numpy as np
 from pyllm.autograd import Rng, Tensor, ops
 from pyllm.errors import ConfigError
 from pyllm.models.base import CausalLM, Config, Trunk
-from pyllm.nn import (ACTIVATIONS, BlockPlan, Embedding, LayerNorm, Linear, Module, RelativeBias, RotaryTable, add_projection, alibi,
+from pyllm.nn import (ACTIVATIONS, BlockPlan, Embedding, LayerNorm, Linear, Module, RelativeBias, RotaryTable, alibi,
                       attend, positions, sinusoids, split, step, through)
 
 # How a token knows where it stands: vectors added to the embeddings (learned, sinusoidal), rotations (rope), biases of scores (alibi, t5)
@@ -93,8 +93,8 @@ class Block(Module):
 
     def __call__(self, x, bias=None, *, at, segments, cache, rng):
         heads = self.attn(self.ln_1(x), bias, at, segments, cache, rng and rng.fold(2))
-        x = add_projection(self.attn.c_proj, heads, x, self.p, rng and rng.fold(0))
-        return add_projection(self.mlp.c_proj, self.mlp.c_fc(self.ln_2(x), activation=self.mlp.activation), x, self.p, rng and rng.fold(1))
+        x = self.attn.c_proj.onto(heads, x, self.p, rng and rng.fold(0))
+        return self.mlp.c_proj.onto(self.mlp.c_fc(self.ln_2(x), activation=self.mlp.activation), x, self.p, rng and rng.fold(1))
 
     def plan(self):
         """-> the same for a step in one call, without a bias."""

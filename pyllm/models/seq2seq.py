@@ -31,7 +31,7 @@ class EncoderDecoder(Module):
     A family defines `embedding`, `encode` and `decode`. ALIASES: see `aliases`; the others: see Trunk.
     """
 
-    PREFIX, TRANSPOSED, IGNORED, RENAMED, OPTIONAL, ALIASES, ALSO, TRUNK = "", (), (), (), (), {}, (), None
+    PREFIX, TRANSPOSED, IGNORED, RENAMED, OPTIONAL, ALIASES, ALSO, TRUNK, HEAD = "", (), (), (), (), {}, (), None, "lm_head"
     architecture = property(lambda self: self.config.architecture)
 
     def encode(self, tokens, segments=None, rng=None):

@@ -1,5 +1,5 @@
 """T5, v1.0 and v1.1 (Flan): relative positions as a bias, RMS norms before each branch, scores without a scale (Raffel et al. 2020)."""
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from pyllm.autograd import Rng, ops
 from pyllm.errors import ConfigError
 from pyllm.models.base import Config, Count
 from pyllm.models.seq2seq import EncoderDecoder
-from pyllm.nn import Embedding, Linear, Module, RelativeBias, RMSNorm, add_projection, attend, split, through
+from pyllm.nn import Embedding, Linear, Module, RelativeBias, RMSNorm, attend, split, through
 
 KINDS = {"relu": ("relu", False), "gated-gelu": ("gelu_tanh", True), "gated-silu": ("silu", True), "gelu": ("gelu", False),
          "gated-relu": ("relu", True)}  # feed_forward_proj -> activation, gated
@@ -58,6 +58,9 @@ class T5Config(Config):
                               f"relative_attention_max_distance={self.relative_attention_max_distance}; expected a multiple of 4 of "
                               "buckets, and a distance of more than half of them")
 
+    def untied(self):
+        return replace(self, tie_word_embeddings=False, scale_decoder_outputs=self.scaled)
+
     decoder_layers = property(lambda self: self.num_decoder_layers or self.num_layers)
     init_std = property(lambda self: self.initializer_factor)
     scaled = property(lambda self: self.tie_word_embeddings if self.scale_decoder_outputs is None else self.scale_decoder_outputs)
@@ -98,7 +101,7 @@ class SelfAttention(Module):
     def __call__(self, x, bias, segments, cache, rng):
         a, y = self.SelfAttention, self.layer_norm(x)
         heads = a(y, a.keys(y), bias, rng and rng.fold(1), causal=self.causal, segments=segments, cache=cache)
-        return add_projection(a.o, heads, x, self.p, rng and rng.fold(0))
+        return a.o.onto(heads, x, self.p, rng and rng.fold(0))
 
 
 class CrossAttention(Module):
@@ -111,7 +114,7 @@ class CrossAttention(Module):
         a = self.EncDecAttention
         keys = a.keys(memory) if kept is None else kept(a, memory)
         heads = a(self.layer_norm(x), keys, None, rng and rng.fold(1), causal=False, segments=segments)
-        return add_projection(a.o, heads, x, self.p, rng and rng.fold(0))
+        return a.o.onto(heads, x, self.p, rng and rng.fold(0))
 
 
 class Dense(Module):
@@ -139,7 +142,7 @@ class FeedForward(Module):
 
     def __call__(self, x, rng):
         inner = ops.dropout(self.DenseReluDense(self.layer_norm(x)), self.p, rng and rng.fold(1))
-        return add_projection(self.DenseReluDense.wo, inner, x, self.p, rng and rng.fold(0))
+        return self.DenseReluDense.wo.onto(inner, x, self.p, rng and rng.fold(0))
 
 
 class Block(Module):

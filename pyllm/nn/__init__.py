@@ -1,13 +1,13 @@
 """Building blocks of models."""
-from pyllm.nn.attention import ACTIVATIONS, RelativeBias, RotaryBlock, add_projection, attend, split, through
+from pyllm.nn.attention import ACTIVATIONS, RelativeBias, RotaryBlock, attend, split, through
 from pyllm.nn.cache import Cache
-from pyllm.nn.layers import Embedding, LayerNorm, Linear, OffsetRMSNorm, RMSNorm
+from pyllm.nn.layers import Embedding, Layer, LayerNorm, Linear, OffsetRMSNorm, RMSNorm
 from pyllm.nn.module import Module, normal, parameter
 from pyllm.nn.positions import alibi, alibi_slopes, positions, relative_buckets, sinusoids
 from pyllm.nn.quant import quantize
 from pyllm.nn.rotary import RotaryTable, checked_scaling
 from pyllm.nn.step import BlockPlan, step
 
-__all__ = ["ACTIVATIONS", "BlockPlan", "Cache", "Embedding", "LayerNorm", "Linear", "Module", "OffsetRMSNorm", "RMSNorm", "RelativeBias",
-           "RotaryBlock", "RotaryTable", "add_projection", "alibi", "alibi_slopes", "attend", "checked_scaling", "normal", "parameter",
+__all__ = ["ACTIVATIONS", "BlockPlan", "Cache", "Embedding", "Layer", "LayerNorm", "Linear", "Module", "OffsetRMSNorm", "RMSNorm",
+           "RelativeBias", "RotaryBlock", "RotaryTable", "alibi", "alibi_slopes", "attend", "checked_scaling", "normal", "parameter",
            "positions", "quantize", "relative_buckets", "sinusoids", "split", "step", "through"]

@@ -1,5 +1,5 @@
 """What the families' attentions and blocks share: heads, caches, grouped rotary attention, residual branches, checkpointing."""
-from pyllm.autograd import checkpoint, ops
+from pyllm.autograd import checkpoint, drawing, ops
 from pyllm.nn.layers import Linear
 from pyllm.nn.module import Module, normal, parameter
 from pyllm.nn.positions import distances, relative_buckets
@@ -30,18 +30,12 @@ def attend(q, k, v, bias=None, *, causal=True, window=0, segments=None, cache=No
     return out.reshape(*q.shape[:2], -1)
 
 
-def add_projection(linear, x, residual, p, rng):
-    """residual + dropout(linear(x)): one kernel where nothing is dropped."""
-    if rng is None or p == 0:
-        return linear(x, residual=residual)
-    return residual + ops.dropout(linear(x), p, rng)
-
-
 def through(layers, x, *tensors, checkpointing, rng, **options):
     """x through each layer(x, *tensors, rng=, **options); tensors: what else a gradient flows to. Layer i draws from rng.fold(i)."""
     for i, layer in enumerate(layers):
         def call(*inputs, layer=layer, key=rng and rng.fold(i)):
-            return layer(*inputs, rng=key, **options)
+            with drawing(key):  # inside, so that a checkpointed layer draws the same again
+                return layer(*inputs, rng=key, **options)
 
         x = checkpoint(call, x, *tensors) if checkpointing else call(x, *tensors)
     return x
@@ -73,7 +67,8 @@ class RotaryAttention(Module):
         self.v_proj = Linear(c.hidden_size, c.kv_heads * d, c.qkv_bias, std)
         self.o_proj = Linear(c.num_attention_heads * d, c.hidden_size, c.out_bias, std / (2 * c.num_hidden_layers) ** 0.5)
         self.q_norm, self.k_norm = (c.norm(d, c.rms_norm_eps) if c.qk_norm else None for _ in range(2))
-        self.head_size, self.layer, self.rotary = d, layer, rotary
+        self.heads, self.kv_heads, self.head_size = c.num_attention_heads, c.kv_heads, d
+        self.layer, self.rotary = layer, rotary
         self.window, self.scale, self.p = c.window(layer), c.scale, c.attention_dropout
 
     def __call__(self, x, at, segments, cache, rng):
@@ -119,11 +114,11 @@ class RotaryBlock(Module):
         heads = self.self_attn(self.input_layernorm(x), at, segments, cache, rng and rng.fold(2))
         keys = rng and rng.fold(0), rng and rng.fold(1)
         if self.pre_feedforward_layernorm is None:
-            x = add_projection(self.self_attn.o_proj, heads, x, self.p, keys[0])
-            return add_projection(self.mlp.down_proj, self.mlp(self.post_attention_layernorm(x)), x, self.p, keys[1])
-        x = x + ops.dropout(self.post_attention_layernorm(self.self_attn.o_proj(heads)), self.p, keys[0])
+            x = self.self_attn.o_proj.onto(heads, x, self.p, keys[0])
+            return self.mlp.down_proj.onto(self.mlp(self.post_attention_layernorm(x)), x, self.p, keys[1])
+        x = self.post_attention_layernorm.onto(self.self_attn.o_proj(heads), x, self.p, keys[0])
         inner = self.mlp.down_proj(self.mlp(self.pre_feedforward_layernorm(x)))
-        return x + ops.dropout(self.post_feedforward_layernorm(inner), self.p, keys[1])
+        return self.post_feedforward_layernorm.onto(inner, x, self.p, keys[1])
 
     def plan(self):
         """-> the same for a step in one call, None with sandwich norms."""
@@ -131,6 +126,6 @@ class RotaryBlock(Module):
         if self.pre_feedforward_layernorm is not None:
             return None
         return BlockPlan(self.input_layernorm, (a.q_proj, a.k_proj, a.v_proj), a.o_proj, self.post_attention_layernorm, mlp.up_proj,
-                         mlp.down_proj, mlp.activation, a.q_proj.weight.shape[0] // a.head_size, a.k_proj.weight.shape[0] // a.head_size,
+                         mlp.down_proj, mlp.activation, a.heads, a.kv_heads,
                          a.head_size**-0.5 if a.scale is None else a.scale, gate=mlp.gate_proj, q_norm=a.q_norm, k_norm=a.k_norm,
                          rotary=a.rotary, window=a.window)

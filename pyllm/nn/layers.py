@@ -5,7 +5,21 @@ from pyllm.autograd import ops
 from pyllm.nn.module import Module, normal, parameter
 
 
-class Linear(Module):
+class Layer(Module):
+    """What the families' blocks call; what takes a layer's place in a model (see pyllm.peft) is one too."""
+
+    adapter = False
+
+    def onto(self, x, residual, p=0.0, rng=None):
+        """-> residual + dropout(self(x)): the end of a branch."""
+        return residual + ops.dropout(self(x), p, rng)
+
+    def plain(self):
+        """-> the layer of this file that computes the same, or itself where there is none."""
+        return self
+
+
+class Linear(Layer):
     """x:(..., I) -> activation(x @ weight.T + bias) + residual:(..., O); weight:(O, I)."""
 
     def __init__(self, inputs, outputs, bias=True, std=0.02):
@@ -21,8 +35,12 @@ class Linear(Module):
     def __call__(self, x, activation=None, residual=None):
         return ops.linear(x, self.weight, self.bias, residual, activation=activation)
 
+    def onto(self, x, residual, p=0.0, rng=None):
+        """One kernel where nothing is dropped."""
+        return self(x, residual=residual) if rng is None or p == 0 else super().onto(x, residual, p, rng)
 
-class Embedding(Module):
+
+class Embedding(Layer):
     """ids:(...) -> (..., C); weight:(V, C).
 
     noise: alpha of NEFTune (Jain et al. 2023), 0 for none. Where an rng is given, ids:(B, T) get uniform noise within alpha / (T C)^0.5.
@@ -43,7 +61,7 @@ class Embedding(Module):
         return x + (draw - np.float32(0.5)) * np.float32(2 * self.noise / (x.shape[-2] * x.shape[-1]) ** 0.5)
 
 
-class LayerNorm(Module):
+class LayerNorm(Layer):
     """x:(..., C) -> (..., C), Ba et al. 2016."""
 
     def __init__(self, channels, eps=1e-5, bias=True):
@@ -60,7 +78,7 @@ class LayerNorm(Module):
         return ops.layer_norm(x, self.weight, self.bias, eps=self.eps)
 
 
-class RMSNorm(Module):
+class RMSNorm(Layer):
     """x:(..., C) -> (..., C), Zhang & Sennrich 2019."""
 
     def __init__(self, channels, eps=1e-6):
@@ -74,7 +92,7 @@ class RMSNorm(Module):
         return ops.rms_norm(x, self.weight, eps=self.eps)
 
 
-class OffsetRMSNorm(Module):
+class OffsetRMSNorm(Layer):
     """The same with 1 + weight: what checkpoints of Gemma hold."""
 
     def __init__(self, channels, eps=1e-6):

@@ -9,7 +9,10 @@ class Module:
     """Attributes that are Tensors are parameters, those that are Packed frozen weights; Modules, or lists of them, are children.
 
     A path joins attribute names and list indices with dots: `transformer.h.0.attn.c_attn.weight`.
+    merged: what pyllm.peft.merge took out of the tree, and unmerge puts back.
     """
+
+    merged = None
 
     def children(self):
         """-> (name, Module) of the direct children, in order of definition."""

@@ -1,12 +1,12 @@
 """All blocks of a model over its cache in one call into C++: what decoding runs where a family describes its block."""
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 from pyllm import env
 from pyllm import kernels as K
 from pyllm.autograd import Tensor
 from pyllm.autograd.tensor import reduced
 from pyllm.extension import load
-from pyllm.nn.layers import LayerNorm, Linear, RMSNorm
+from pyllm.nn.layers import Layer, LayerNorm, Linear, RMSNorm
 from pyllm.nn.rotary import RotaryTable
 
 _C = load("pyllm._C")
@@ -56,13 +56,12 @@ class _Step:
     """The plans of blocks, handed to C++ once for the life of a cache: it holds keys that these weights gave."""
 
     def __init__(self, blocks):
-        plans, self.blocks = [block.plan() for block in blocks], None
+        plans, self.blocks = [_plain(block.plan()) for block in blocks], None
         if None in plans:
             return
         self.tables = list({id(p.rotary): p.rotary for p in plans if p.rotary is not None}.values())
         self.shapes = [(p.kv_heads, p.out.weight.shape[1] // p.heads) for p in plans]
-        if all(map(_plain, plans)):
-            self.blocks = _C.Blocks([self._described(p) for p in plans], plans[0].out.weight.shape[0])
+        self.blocks = _C.Blocks([self._described(p) for p in plans], plans[0].out.weight.shape[0])
 
     def _described(self, p):
         named = {name: _norm(getattr(p, name)) for name in ("attention_norm", "mlp_norm", "q_norm", "k_norm")}
@@ -82,13 +81,17 @@ class _Step:
 
 
 def _plain(plan):
-    """Whether all of a plan is what C++ reads: layers of nn.layers over dense float32 or packed weights."""
+    """-> the plan with the plain form of its layers; None unless C++ reads all of it: layers over dense float32 or packed weights."""
+    if plan is None:
+        return None
+    layers = {f.name: getattr(plan, f.name) for f in fields(plan)}
+    plan = replace(plan, qkv=tuple(w.plain() for w in plan.qkv), **{n: v.plain() for n, v in layers.items() if isinstance(v, Layer)})
     linears = [w for w in (*plan.qkv, plan.out, plan.gate, plan.up, plan.down) if w is not None]
     norms = [n for n in (plan.attention_norm, plan.mlp_norm, plan.q_norm, plan.k_norm) if n is not None]
     if any(type(w) is not Linear for w in linears) or any(type(n) not in (LayerNorm, RMSNorm) for n in norms):
-        return False
+        return None
     arrays = [p.data for module in linears + norms for p in module.parameters()]
-    return all(a.dtype == K.native.F32 and a.flags.c_contiguous and a.flags.aligned for a in arrays)
+    return plan if all(a.dtype == K.native.F32 and a.flags.c_contiguous and a.flags.aligned for a in arrays) else None
 
 
 def _norm(norm):

@@ -1,0 +1,15 @@
+"""Parameter-efficient fine-tuning: adapters of a frozen model, one file a method. METHODS: name -> method.
+
+    peft.inject(model, peft.LoRA(rank=8), seed=0)     # then train as ever: only the adapter learns
+    peft.save(model, "folder")                        # a folder that PEFT opens too; peft.load(model, "folder")
+    peft.merge(model, verify=batch)                   # into the weights; peft.unmerge(model) takes it out to the byte
+"""
+from pyllm.peft.base import Adapter, Method, Report, activate, adapters, disabled, inject, names, remove, report
+from pyllm.peft.folder import load, save, tensors_of
+from pyllm.peft.lora import LoRA
+from pyllm.peft.merge import MergeReport, merge, unmerge
+
+METHODS = {method.NAME: method for method in (LoRA,)}
+
+__all__ = ["METHODS", "Adapter", "LoRA", "MergeReport", "Method", "Report", "activate", "adapters", "disabled", "inject", "load", "merge",
+           "names", "remove", "report", "save", "tensors_of", "unmerge"]

@@ -1,0 +1,100 @@
+"""Adapters beside PEFT: its folders opened here, ours opened there, equal logits both ways.
+
+pytest -m parity tests/parity/test_peft.py
+"""
+import numpy as np
+import pytest
+
+from pyllm import peft as ours
+from pyllm.folders import build, load_weights
+from tests.peft.tiny import CONFIGS, batch_of, logits
+
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
+AUTO = {"gpt2": "CausalLM", "bert": "MaskedLM", "t5": "Seq2SeqLM", "bart": "Seq2SeqLM", "bert-classifier": "SequenceClassification"}
+TASKS = {"CausalLM": "CAUSAL_LM", "MaskedLM": None, "Seq2SeqLM": "SEQ_2_SEQ_LM", "SequenceClassification": "SEQ_CLS"}
+RANDOM = dict(init_lora_weights=False)
+CASES = {  # name: (family, class in peft, its settings, our method)
+    **{f"lora-{f}": (f, "LoraConfig", dict(r=3, lora_alpha=5, **RANDOM), ours.LoRA(rank=3, alpha=5)) for f in CONFIGS},
+    "rslora": ("gpt2", "LoraConfig", dict(r=3, lora_alpha=5, use_rslora=True, **RANDOM), ours.LoRA(rank=3, alpha=5, rslora=True)),
+    "dora-gpt2": ("gpt2", "LoraConfig", dict(r=3, use_dora=True, **RANDOM), ours.LoRA(rank=3, dora=True)),
+    "dora-llama": ("llama", "LoraConfig", dict(r=3, use_dora=True, **RANDOM), ours.LoRA(rank=3, dora=True)),
+    "patterns": ("llama", "LoraConfig", dict(r=3, target_modules="all-linear", rank_pattern={"q_proj": 5},
+                                             alpha_pattern={"layers.1.mlp.up_proj": 20}, **RANDOM),
+                 ours.LoRA(rank=3, rank_pattern={"q_proj": 5}, alpha_pattern={"layers.1.mlp.up_proj": 20})),
+    "head": ("llama", "LoraConfig", dict(r=3, target_modules=["q_proj", "lm_head"], **RANDOM), ours.LoRA(rank=3)),
+    "tied-head": ("gpt2", "LoraConfig", dict(r=3, target_modules=["c_attn", "lm_head"], **RANDOM), ours.LoRA(rank=3)),
+    "embedding": ("llama", "LoraConfig", dict(r=3, target_modules=["q_proj", "embed_tokens"], **RANDOM), ours.LoRA(rank=3)),
+    "tied-embedding": ("gpt2", "LoraConfig", dict(r=3, target_modules=["c_attn", "wte"], **RANDOM), ours.LoRA(rank=3)),
+    "pissa": ("llama", "LoraConfig", dict(r=3, init_lora_weights="pissa"), ours.LoRA(rank=3, init="pissa")),
+}
+
+
+def peer_of(family):
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = {k: v for k, v in CONFIGS[family].items() if k != "architectures"}
+    plain = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0) if family == "gpt2" else {}
+    config = transformers.AutoConfig.for_model(**config, **plain, pad_token_id=0)
+    auto = getattr(transformers, f"AutoModelFor{AUTO.get(family, 'CausalLM')}")
+    peer = auto.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for p in peer.parameters():
+            p += 0.1 * torch.randn_like(p)
+    return peer
+
+
+def ours_of(peer):
+    model = build({**peer.config.to_dict(), "architectures": [type(peer).__name__]})
+    load_weights(model, {n: p.detach().numpy().copy() for n, p in peer.named_parameters()})
+    return model
+
+
+def run(peer, batch):
+    import torch
+
+    with torch.no_grad():
+        inputs = dict(input_ids=torch.from_numpy(batch.tokens).long(), attention_mask=torch.ones(batch.tokens.shape, dtype=torch.long))
+        if batch.decoder_tokens is not None:
+            inputs |= dict(decoder_input_ids=torch.from_numpy(batch.decoder_tokens).long())
+        return peer(**inputs).logits.numpy()
+
+
+def close(got, expected):
+    np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5 * max(1, np.abs(expected).max()))
+
+
+def shaken(model):
+    """Random numbers in every adapter: what is zero at the start hides what does not fit."""
+    draw = np.random.default_rng(7)
+    for adapter in ours.adapters(model):
+        for p in adapter.own().values():
+            p.data = (p.data + 0.3 * draw.standard_normal(p.shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize("family, kind, settings, method", CASES.values(), ids=CASES)
+def test_their_folder_here_and_ours_there(family, kind, settings, method, tmp_path):
+    import peft
+    import torch
+
+    batch, peer = batch_of(family), peer_of(family)
+    model, plain = ours_of(peer), run(peer, batch)
+    adapted = peft.get_peft_model(peer, getattr(peft, kind)(task_type=TASKS[AUTO.get(family, "CausalLM")], **settings)).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for p in adapted.parameters():
+            if p.requires_grad:
+                p += 0.2 * torch.randn_like(p)
+    expected = run(adapted, batch)
+    assert np.abs(expected - plain).max() > 1e-3
+    adapted.save_pretrained(tmp_path / "theirs")
+    ours.load(model, tmp_path / "theirs")
+    close(logits(model, batch).data, expected)
+
+    model, targets = ours_of(peer_of(family)), settings.get("target_modules")
+    ours.inject(model, method, targets, seed=1)
+    shaken(model)
+    ours.save(model, tmp_path / "ours")
+    reopened = peft.PeftModel.from_pretrained(peer_of(family), tmp_path / "ours").eval()
+    close(run(reopened, batch), logits(model, batch).data)
