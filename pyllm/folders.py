@@ -1,16 +1,22 @@
-"""A model folder <-> (model, tokenizer): config.json, model.safetensors (or shards), tokenizer.json."""
+"""A model folder or a GGUF file <-> (model, tokenizer). A folder has config.json, model.safetensors (or shards), tokenizer.json."""
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from pyllm import kernels as K
 from pyllm.errors import ConfigError, FormatError, suggest
+from pyllm.gguf import read_config, restore
+from pyllm.io import gguf
 from pyllm.io.files import atomic_folder, read_json, write_json
-from pyllm.io.safetensors import dtype_name, read_shards, to_float32, write_shards
+from pyllm.io.ggml import KINDS, Blocks, float32, kind_of
+from pyllm.io.safetensors import read_shards, write_shards
+from pyllm.kernels.packed import FORMATS, Packed
 from pyllm.models import FAMILIES, HEADS
-from pyllm.nn import Layer
-from pyllm.text import has_tokenizer, read_tokenizer
+from pyllm.models.base import Config
+from pyllm.nn import Embedding, Layer, Linear
+from pyllm.text import from_gguf, has_tokenizer, read_tokenizer
 
 SHARD = 5_000_000_000  # bytes of a weights file at most
 
@@ -20,16 +26,19 @@ def build(config, seed=None):
 
     `architectures` of the dict says which head the model has; without it, and for a Config, it is the family's language model.
     """
-    name = None
-    if isinstance(config, dict):
-        kind, named = config.get("model_type"), config.get("architectures")
-        if kind not in FAMILIES:
-            raise ConfigError(f"config: model_type={kind!r}; expected one of {', '.join(FAMILIES)}.{suggest(kind, FAMILIES)}")
-        if named is not None and not (isinstance(named, list) and all(isinstance(n, str) for n in named)):
-            raise ConfigError(f"config: architectures={named!r}; expected a list of names")
-        config, name = FAMILIES[kind][0].from_dict(config), named[0] if named else None
+    config, name = _configured(config) if isinstance(config, dict) else (config, None)
     model = _compose(FAMILIES[config.model_type][1], config, name)
     return model if seed is None else model.initialize(seed)
+
+
+def _configured(values):
+    """values: a dict with model_type -> (the family's Config, the name in `architectures` or None)."""
+    kind, named = values.get("model_type"), values.get("architectures")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise ConfigError(f"config: model_type={kind!r}; expected one of {', '.join(FAMILIES)}.{suggest(kind, FAMILIES)}")
+    if named is not None and not (isinstance(named, list) and all(isinstance(n, str) for n in named)):
+        raise ConfigError(f"config: architectures={named!r}; expected a list of names")
+    return FAMILIES[kind][0].from_dict(values), named[0] if named else None
 
 
 def _compose(family, config, name):
@@ -47,56 +56,116 @@ def _compose(family, config, name):
     return heads[name](family, config)
 
 
-def load(path):
-    """path: a Hugging Face model folder, or a run folder, whose model/ is then opened -> (model, tokenizer or None where there is none).
+def load(path, packed=False):
+    """path: a Hugging Face model folder, a run folder, whose model/ is then opened, or a GGUF file -> (model, tokenizer or None where there
+    is none).
 
     Every tensor of the model must be in the files exactly once and every tensor of the files must have a place; all mismatches come in
-    one FormatError.
+    one FormatError. float32 weights are mapped: they are read when they are first used, and a write copies the page it falls on. packed:
+    weights of Linear and Embedding layers that the files hold as BF16, Q8_0, Q4_0 or Q4_1 stay so, frozen, see pyllm.quantize; without it,
+    and all others, become float32.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"load: {folder}: no such folder; expected one with config.json and model.safetensors")
-    if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
-        folder = folder / "model"
-    config = read_json(folder / "config.json")
-    if not isinstance(config, dict):
-        raise FormatError(f"load: {folder / 'config.json'}: a {type(config).__name__}; expected an object with model_type")
-    pooling = folder / "1_Pooling" / "config.json"
+    files = read_files(path)
+    model = build_for(files)
+    load_weights(model, files.tensors, str(files.path), packed, files.names, adopt=True)
+    return model, files.tokenizer
+
+
+@dataclass(frozen=True)
+class Files:
+    """What lies at a path, the tensors mapped and not read. architecture: what config.json names, or None; names: see load_weights;
+    generation: what generation_config.json holds, or None."""
+
+    path: Path
+    config: Config
+    architecture: str | None
+    tensors: dict
+    names: dict | None
+    generation: dict | None
+    tokenizer: object
+
+
+def read_files(path):
+    """path: see load -> Files."""
+    path = Path(path)
+    if path.is_file():
+        return _read_gguf(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"load: {path}: no such folder or file; expected a folder with config.json and model.safetensors, or "
+                                "a GGUF file")
+    if not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():
+        path = path / "model"
+    config, pooling, generation = (path / name for name in ("config.json", "1_Pooling/config.json", "generation_config.json"))
+    values = _read_object(config)
     if pooling.is_file():
-        config = {**config, "pooling": _pooling(read_json(pooling), pooling)}
-    model = build(config)
-    load_weights(model, read_shards(folder), str(folder))
-    tokenizer = None
-    if has_tokenizer(folder):
-        tokenizer = read_tokenizer(folder)
-        if tokenizer.vocab_size > model.config.vocab_size:
-            raise FormatError(f"load: {folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}")
-    return model, tokenizer
+        values = {**values, "pooling": _pooling(_read_object(pooling), pooling)}
+    return Files(path, *_configured(values), read_shards(path, private=True), None,
+                 _read_object(generation) if generation.is_file() else None, read_tokenizer(path) if has_tokenizer(path) else None)
+
+
+def _read_object(path):
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise FormatError(f"load: {path}: a {type(values).__name__}; expected an object")
+    return values
+
+
+def _read_gguf(path):
+    metadata, tensors = gguf.read(path, private=True)
+    family, values = read_config(metadata, tensors, f"load: {path}")
+    try:
+        config = _configured(values)
+    except ConfigError as error:
+        raise FormatError(f"load: {path}: {error}") from None
+    tensors, names = restore(family, values, tensors)
+    return Files(path, *config, tensors, names, None, from_gguf(metadata) if "tokenizer.ggml.model" in metadata else None)
+
+
+def build_for(files):
+    """files: Files -> their model, its weights zeros; FormatError where its sizes cannot be those of the files."""
+    config = files.config
+    layers = max(getattr(config, key) for key in config.SIZES["layers"])
+    if layers > len(files.tensors):  # before anything is built of such a number
+        raise FormatError(f"load: {files.path}: {layers} layers in the configuration, {len(files.tensors)} tensors in the files")
+    if files.tokenizer is not None and files.tokenizer.vocab_size > config.vocab_size:
+        raise FormatError(f"load: {files.path}: the tokenizer has {files.tokenizer.vocab_size} tokens, the model {config.vocab_size}")
+    try:
+        model = _compose(FAMILIES[config.model_type][1], config, files.architecture)
+    except (MemoryError, OverflowError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise FormatError(f"load: {files.path}: the configuration asks for more than fits: {error}") from None
+    model.generation = files.generation
+    return model
 
 
 def _pooling(values, path):
     """values: what sentence-transformers writes -> mean, cls or last, see pyllm.embed."""
     known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
-    chosen = [key for key, value in values.items() if key.startswith("pooling_mode_") and value] if isinstance(values, dict) else []
+    chosen = [key for key, value in values.items() if key.startswith("pooling_mode_") and value]
     if len(chosen) != 1 or chosen[0] not in known:
         raise FormatError(f"load: {path}: {chosen}; expected one of {', '.join(known)} to be true")
     return known[chosen[0]]
 
 
-def load_weights(model, tensors, where="the checkpoint"):
-    """tensors: {checkpoint name: array}, names with or without the family's prefix -> the report: a line for each tensor.
+def load_weights(model, tensors, where="the checkpoint", packed=False, names=None, adopt=False):
+    """tensors: {name in the files: array or ggml.Blocks} -> the report: a line for each tensor.
 
-    The report's lines: (name in the file, dtype, shape, what became of it). Every parameter must come from exactly one tensor, every
-    tensor must be a parameter, an equal copy of a tied one, or of a kind that the family names as ignored; else one FormatError.
+    names: {name in the files: the checkpoint's}, None: the same; with names, all weights lie as (out, in). A checkpoint's name stands with
+    or without the family's prefix. The report's lines: (name in the files, type, shape, what became of it). Every parameter must come from
+    exactly one tensor, every tensor must be a parameter, an equal copy of a tied one, or of a kind that the family names as ignored; else
+    one FormatError. packed: see load. adopt: float32 arrays become the parameters as they are, without a copy.
     """
     own, aliases = dict(model.named_parameters()), model.aliases()
-    report, wrong, found, copies = [], [], {}, {}
-    for name, array in tensors.items():
-        place, kind = _place(model, name, own, aliases), "loaded"
+    turned = () if names else model.TRANSPOSED
+    report, wrong, found, copies = {}, [], {}, {}
+    for name, tensor in tensors.items():
+        known = names.get(name, name) if names else name
+        place, kind = _place(model, known, own, aliases), "loaded"
         if place is None:
-            kind = "ignored" if any(re.search(p, name) for p in model.IGNORED) else "unexpected"
+            kind = "ignored" if any(re.search(p, known) for p in model.IGNORED) else "unexpected"
             if kind == "unexpected":
-                wrong.append(f"unexpected: {name} {array.shape}")
+                wrong.append(f"unexpected: {name} {tensor.shape}")
         elif place in aliases:
             kind = f"a copy of {aliases[place]}"
             copies.setdefault(aliases[place], []).append(name)
@@ -104,33 +173,68 @@ def load_weights(model, tensors, where="the checkpoint"):
             wrong.append(f"{name} and {found[place]} are the same weight: it stands there twice")
         else:
             found[place] = name
-            kind = "transposed" if _turned(model, place, array) else kind
-        report.append((name, dtype_name(array.dtype), tuple(array.shape), kind))
-    for place, names in copies.items():
-        found.setdefault(place, names[0])
+        report[name] = kind
+    for place, same in copies.items():
+        found.setdefault(place, same[0])
     for place, p in own.items():
         if place not in found:
             if place not in model.OPTIONAL:
                 wrong.append(f"missing: {place} {p.shape}")
             continue
-        array = tensors[found[place]]
-        shape = array.shape[::-1] if _turned(model, place, array) else array.shape
+        tensor = tensors[found[place]]
+        shape = tensor.shape[::-1] if _turned(turned, place, tensor) else tensor.shape
         if shape != p.shape:
             wrong.append(f"{found[place]}: shape {shape}, expected {p.shape}")
-        elif dtype_name(array.dtype) not in FLOATS:
-            wrong.append(f"{found[place]}: dtype {dtype_name(array.dtype)}, expected one of {', '.join(FLOATS)}")
+        elif kind_of(tensor) not in FLOATS:
+            wrong.append(f"{found[place]}: dtype {kind_of(tensor)}, expected one of {', '.join(FLOATS)}")
         wrong += [f"{name} differs from {found[place]}, of which config.json makes it a copy. Hint: \"tie_word_embeddings\": false"
-                  for name in copies.get(place, ()) if name != found[place] and not _equal(tensors[name], array)]
+                  for name in copies.get(place, ()) if name != found[place] and not _equal(tensors[name], tensor)]
     if wrong:
         raise FormatError(f"load: {where}: {type(model).__name__}: {len(wrong)} mismatches:\n  " + "\n  ".join(wrong))
+    layers = _layers(model) if packed else {}
     for place, name in found.items():
-        p, array = own[place], tensors[name]
-        turned, p.data = _turned(model, place, array), K.empty(p.shape)
-        p.data[...] = to_float32(array).T if turned else to_float32(array)
-    return report
+        p, tensor = own[place], tensors[name]
+        if id(p) in layers and (weight := _packed(tensor, _turned(turned, place, tensor))) is not None:
+            for layer in layers[id(p)]:
+                layer.weight = weight
+            report[name] = f"packed as {weight.format}"
+        elif _turned(turned, place, tensor):
+            report[name], p.data = "transposed", _filled(float32(tensor).T)
+        elif adopt and kind_of(tensor) == "F32" and not isinstance(tensor, Blocks):
+            report[name], p.data = "mapped", tensor
+        else:
+            p.data = _filled(float32(tensor))
+    return [(name, kind_of(tensor), tuple(tensor.shape), report[name]) for name, tensor in tensors.items()]
 
 
-FLOATS = ("F32", "F16", "BF16", "F64", "F8_E4M3", "F8_E5M2")
+def _filled(values):
+    """-> a copy in the kernels' memory."""
+    copy = K.empty(values.shape)
+    copy[...] = values
+    return copy
+
+
+def _layers(model):
+    """-> {id of a Tensor: the Linear and Embedding layers whose weight it is}."""
+    layers = {}
+    for _, module in model.named_modules():
+        if type(module) in (Linear, Embedding):
+            layers.setdefault(id(module.weight), []).append(module)
+    return layers
+
+
+def _packed(tensor, turned):
+    """-> the Packed of a two-dimensional tensor's own bytes, or None where the kernels have no such format."""
+    kind = kind_of(tensor).lower()
+    if kind not in FORMATS or tensor.ndim != 2:
+        return None
+    if turned:
+        return Packed.quantize(float32(tensor).T, kind)  # bf16: exact
+    data = tensor.data if isinstance(tensor, Blocks) else tensor
+    return Packed.from_blocks(kind, tensor.shape, np.ascontiguousarray(data).reshape(-1).view(np.uint8))
+
+
+FLOATS = ("F32", "F16", "BF16", "F64", "F8_E4M3", "F8_E5M2", *(kind for kind in KINDS if KINDS[kind][0] > 1))
 
 
 def _place(model, name, own, aliases):
@@ -140,12 +244,12 @@ def _place(model, name, own, aliases):
     return next((n for n in (name, model.PREFIX + name, name.removeprefix(model.PREFIX)) if n in own or n in aliases), None)
 
 
-def _turned(model, place, array):
-    return place.endswith(model.TRANSPOSED) and array.ndim == 2
+def _turned(endings, place, tensor):
+    return tensor.ndim == 2 and place.endswith(endings)
 
 
 def _equal(one, other):
-    return one.shape == other.shape and np.array_equal(to_float32(one), to_float32(other))
+    return one.shape == other.shape and np.array_equal(float32(one), float32(other))
 
 
 def checkpoint_tensors(model):
@@ -170,6 +274,8 @@ def save(model, tokenizer, path):
 def write_files(model, tokenizer, folder):
     """Writes what `save` writes into a folder that exists; tokenizer may be None."""
     write_json(folder / "config.json", {**model.config.to_dict(), "architectures": [model.architecture]})
+    if model.generation is not None:
+        write_json(folder / "generation_config.json", model.generation)
     write_shards(folder, checkpoint_tensors(model), SHARD, {"format": "pt"})
     if tokenizer is not None:
         tokenizer.save(folder)

@@ -27,6 +27,7 @@ LAYERS = [
     {"autograd", "text", "data"},
     {"nn"},
     {"models"},
+    {"gguf"},
     {"folders", "embedding", "objectives", "generation", "peft"},
     {"training", "evaluate"},
     {"align"},

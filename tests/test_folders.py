@@ -134,7 +134,7 @@ def test_a_name_with_and_without_prefix_is_twice(model):
 
 
 def test_unusable_folders(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such folder; expected one with config.json"):
+    with pytest.raises(FileNotFoundError, match="no such folder or file; expected a folder with config.json"):
         pyllm.load(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="config.json"):
         pyllm.load(tmp_path)

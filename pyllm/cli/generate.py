@@ -56,8 +56,10 @@ def run(args):
 
 
 def model_folder(path):
-    """-> the folder of the model at `path`: itself, or a run folder's best model, or else its newest checkpoint."""
+    """-> the model at `path`: itself (a folder or a GGUF file), or a run folder's best model, or else its newest checkpoint."""
     folder = Path(path)
+    if folder.is_file():
+        return folder
     for found in (folder, folder / "model"):
         if (found / "config.json").is_file():
             return found

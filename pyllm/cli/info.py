@@ -5,7 +5,7 @@ EXTRAS = {"cli": ("tqdm",), "plot": ("matplotlib",), "text": ("regex",), "test":
 
 
 def add_arguments(parser):
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="a model folder or a run folder")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="a model folder, a run folder or a GGUF file")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--explain", action="store_true", help="also load the weights and say what became of every tensor of the files")
 
@@ -29,12 +29,10 @@ def run(args):
 def load_report(path):
     """-> [(tensor of the files, dtype, shape, what became of it)]; FormatError names all that does not fit."""
     from pyllm.cli.generate import model_folder
-    from pyllm.folders import build, load_weights
-    from pyllm.io.files import read_json
-    from pyllm.io.safetensors import read_shards
+    from pyllm.folders import build_for, load_weights, read_files
 
-    folder = model_folder(path)
-    return load_weights(build(read_json(folder / "config.json")), read_shards(folder), str(folder))
+    files = read_files(model_folder(path))
+    return load_weights(build_for(files), files.tensors, str(files.path), names=files.names, adopt=True)
 
 
 def machine_facts():
@@ -66,24 +64,19 @@ def machine_facts():
 
 
 def model_facts(path):
-    """-> family, sizes and tokenizer of a model folder; the weights are mapped, not read."""
+    """-> family, sizes and tokenizer of a model folder or a GGUF file; the weights are mapped, not read."""
     from pyllm.cli.generate import model_folder
-    from pyllm.folders import build
-    from pyllm.io.files import read_json
-    from pyllm.io.safetensors import read_shards
-    from pyllm.text import has_tokenizer, read_tokenizer
+    from pyllm.folders import build_for, read_files
+    from pyllm.io.ggml import kind_of
 
-    folder = model_folder(path)
-    model = build(read_json(folder / "config.json"))
-    tensors = read_shards(folder)
-    dtypes = sorted({str(t.dtype if t.dtype.names is None else t.dtype.names[0]) for t in tensors.values()})
-    facts = {"folder": str(folder), "family": model.config.model_type, "architecture": model.architecture,
+    files = read_files(model_folder(path))
+    model, tokenizer = build_for(files), files.tokenizer
+    facts = {"path": str(files.path), "family": model.config.model_type, "architecture": model.architecture,
              "parameters": model.num_parameters(),
              "context": model.config.size("context"), "layers": model.config.size("layers"), "heads": model.config.size("heads"),
              "width": model.config.size("width"), "vocabulary": model.config.vocab_size, "tied_head": model.config.tie_word_embeddings,
-             "tensors": len(tensors), "dtypes": dtypes,
-             "bytes": sum(t.nbytes for t in tensors.values())}
-    if has_tokenizer(folder):
-        tokenizer = read_tokenizer(folder)
+             "tensors": len(files.tensors), "types": sorted({kind_of(t) for t in files.tensors.values()}),
+             "bytes": sum(t.nbytes for t in files.tensors.values())}
+    if tokenizer is not None:
         facts |= {"tokenizer": type(tokenizer).__name__, "tokens": tokenizer.vocab_size, "eos_id": tokenizer.eos_id}
     return facts

@@ -15,7 +15,8 @@ CHUNK = 1 << 20  # weights whose float32 values are computed at a time
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """A quantised tensor: kind of KINDS, shape of its weights; data: uint8, mapped or in memory, in C order the tensor's bytes."""
+    """A tensor as bytes, quantised or not: kind of KINDS, shape of its weights; data: uint8, in C order the tensor's bytes, rows of them
+    along the last axis, mapped or in memory, in any layout."""
 
     kind: str
     shape: tuple
@@ -142,7 +143,20 @@ def q6_k(b):
     return (scales[:, :, None] * q.reshape(n, 16, 16).astype(np.float32)).reshape(n, 256)
 
 
+def f32(b):
+    return b.view("<f4")
+
+
+def f16(b):
+    return _half(b, 0)
+
+
+def bf16(b):
+    return (b.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
 KINDS = {  # type -> (weights of a block, its bytes, its values)
+    "F32": (1, 4, f32), "F16": (1, 2, f16), "BF16": (1, 2, bf16),
     "Q4_0": (32, 18, q4_0), "Q4_1": (32, 20, q4_1), "Q5_0": (32, 22, q5_0), "Q5_1": (32, 24, q5_1), "Q8_0": (32, 34, q8_0),
     "Q4_K": (256, 144, q4_k), "Q5_K": (256, 176, q5_k), "Q6_K": (256, 210, q6_k),
 }

@@ -7,6 +7,8 @@ Source: ggml's docs/gguf.md. The reader is strict: tensors lie in order, one aft
 """
 import math
 import struct
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -30,14 +32,14 @@ MAX_DIMENSIONS = 4
 
 # ---- reading
 
-def read(path):
+def read(path, private=False):
     """-> (metadata {key: value}, tensors {name: array or Blocks}) of a file, in its order.
 
     Values are bool, int, float, str, NumPy arrays, and lists for arrays of strings or of arrays; a float32 comes as the shortest decimal
     that rounds to it (1e-05, not 9.999999747378752e-06). Tensors are read-only views of the mapped file; shapes are NumPy's, the innermost
-    dimension last. FormatError names file, key and tensor.
+    dimension last. private: views that can be written to without reaching the file. FormatError names file, key and tensor.
     """
-    buffer = map_file(path)
+    buffer = map_file(path, private)
     reader = _Reader(buffer, path)
     metadata, infos, start = reader.header()
     return metadata, {name: _tensor(buffer[start + at :], kind, shape) for name, (kind, shape, at) in infos.items()}
@@ -163,7 +165,7 @@ class _Reader:
             if size >= 1 << 63:
                 self.fail(f"shape {shape} has more than 2^63 bytes")
         kind = TYPES[kind]
-        if kind in KINDS and (not shape or shape[-1] % KINDS[kind][0]):
+        if kind not in DTYPES and (not shape or shape[-1] % KINDS[kind][0]):
             self.fail(f"shape {shape}: rows of {kind} are a multiple of {KINDS[kind][0]} weights")
         return kind, shape, offset
 
@@ -187,7 +189,7 @@ class _Reader:
 def _tensor(buffer, kind, shape):
     size = bytes_of(kind, math.prod(shape))
     data = buffer[:size]
-    if kind in KINDS:
+    if kind not in DTYPES:
         return Blocks(kind, shape, data.reshape(*shape[:-1], bytes_of(kind, shape[-1])))
     if data.ctypes.data % DTYPES[kind].itemsize:
         data = data.copy()
@@ -196,12 +198,20 @@ def _tensor(buffer, kind, shape):
 
 # ---- writing
 
-def write(path, metadata, tensors, alignment=32):
-    """Writes version 3 atomically; tensors: {name: array, Blocks, or a function that gives either}, written one by one.
+@dataclass(frozen=True)
+class Later:
+    """A tensor that is made when its turn to be written comes; make() -> an array or Blocks of this kind and shape."""
 
-    A function is called twice, for the type and the shape, then for the data, so that a model can be converted a tensor at a time; its
-    first answer is dropped before the next one is asked. metadata: {key: bool, int, float, str, array, or list of strings or numbers};
-    an int is written as UINT32 where it fits, a float as FLOAT32. TypeError names what the format has no type for.
+    kind: str
+    shape: tuple
+    make: Callable
+
+
+def write(path, metadata, tensors, alignment=32):
+    """Writes version 3 atomically; tensors: {name: array, Blocks or Later}, written one by one.
+
+    metadata: {key: bool, int, float, str, array, or list of strings or numbers}; an int is written as UINT32 where it fits, a float as
+    FLOAT32. TypeError names what the format has no type for.
     """
     metadata = {**metadata, **({"general.alignment": alignment} if alignment != 32 else {})}
     head = [MAGIC, struct.pack("<IQQ", 3, len(tensors), len(metadata))]
@@ -209,19 +219,20 @@ def write(path, metadata, tensors, alignment=32):
         head += [_text(key), _value(key, value)]
     at = 0
     for name, tensor in tensors.items():
-        tensor = tensor() if callable(tensor) else tensor
-        kind, shape = _kind(name, tensor), tensor.shape
+        kind, shape = tensor.kind if isinstance(tensor, Later) else kind_of(tensor), tensor.shape
+        if kind not in _IDS:
+            raise TypeError(f"gguf.write: tensor {name!r} is {kind}, expected one of {', '.join(_IDS)}")
         if len(shape) > MAX_DIMENSIONS:
             raise TypeError(f"gguf.write: tensor {name!r} of shape {shape}; at most {MAX_DIMENSIONS} dimensions")
         head += [_text(name), struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape[::-1], _IDS[kind], at)]
-        at += -(-tensor.nbytes // alignment) * alignment
+        at += -(-bytes_of(kind, math.prod(shape)) // alignment) * alignment
     head = b"".join(head)
     head += bytes(-len(head) % alignment)
 
     def chunks():
         yield head
         for tensor in tensors.values():
-            tensor = tensor() if callable(tensor) else tensor
+            tensor = tensor.make() if isinstance(tensor, Later) else tensor
             data = tensor.data if isinstance(tensor, Blocks) else tensor
             if data.dtype.kind in "iuf":
                 data = data.astype(data.dtype.newbyteorder("<"), copy=False)
@@ -229,13 +240,6 @@ def write(path, metadata, tensors, alignment=32):
             yield bytes(-data.nbytes % alignment)
 
     write_atomic(path, chunks(), size=len(head) + at)
-
-
-def _kind(name, tensor):
-    kind = kind_of(tensor)
-    if kind not in _IDS:
-        raise TypeError(f"gguf.write: tensor {name!r} is {kind}, expected one of {', '.join(_IDS)}")
-    return kind
 
 
 def _text(text):

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from pyllm.errors import FormatError
-from pyllm.io.files import parse_json, read_json, write_atomic, write_json
+from pyllm.io.files import map_file, parse_json, read_json, write_atomic, write_json
 
 BF16 = np.dtype([("bf16", "<u2")])
 F8_E4M3 = np.dtype([("f8_e4m3", "u1")])
@@ -44,23 +44,19 @@ class Entry:
 
 # ---- reading
 
-def read(path, mmap=True):
+def read(path, mmap=True, private=False):
     """The tensors of a file as {name: array}, in the order of the file.
 
-    mmap=True: read-only views of the mapped file, nothing is loaded before it is touched; while they live the file must not be
-    shortened in place (the process would be ended by SIGBUS; `write` never does so). mmap=False: writable, one read.
-    A tensor that does not lie aligned in the file comes as an aligned copy. Raises FormatError naming file and tensor.
+    mmap=True: read-only views of the mapped file, see files.map_file, or with `private` views that can be written to without reaching the
+    file. mmap=False: writable, one read. A tensor that does not lie aligned in the file comes as an aligned copy. Raises FormatError
+    naming file and tensor.
     """
     entries, _, start = _read_header(path)
     size = max((e.end for e in entries.values()), default=0)
     if mmap and size:
-        import mmap as mapping
-
-        with open(path, "rb") as file:
-            view = mapping.mmap(file.fileno(), 0, access=mapping.ACCESS_READ)
-        if len(view) < start + size:
+        buffer = map_file(path, private)[start:]
+        if len(buffer) < size:
             raise FormatError(f"{path}: the file was shortened while it was opened")
-        buffer = np.frombuffer(view, np.uint8)[start:]
     else:
         buffer = np.empty(size, np.uint8)
         with open(path, "rb") as file:
@@ -76,14 +72,14 @@ def read_header(path):
     return entries, metadata
 
 
-def read_shards(folder, mmap=True):
+def read_shards(folder, private=False):
     """The weights of a model folder as {name: array}: model.safetensors, or the files that model.safetensors.index.json names.
 
-    Every tensor must be where the index says, and the files hold no other. An index may only name files in its own folder.
+    Every tensor must be where the index says, and the files hold no other. An index may only name files in its own folder. private: see read.
     """
     folder = Path(folder)
     if (folder / "model.safetensors").exists():
-        return read(folder / "model.safetensors", mmap)
+        return read(folder / "model.safetensors", private=private)
     index = folder / "model.safetensors.index.json"
     if not index.exists():
         for other in sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt*")) + sorted(folder.glob("*.ckpt")):
@@ -102,7 +98,7 @@ def read_shards(folder, mmap=True):
     for file in dict.fromkeys(where.values()):
         if not (folder / file).is_file():
             raise FormatError(f"{index}: names {file!r}, which is not in the folder")
-        found = read(folder / file, mmap)
+        found = read(folder / file, private=private)
         wanted = {name for name, place in where.items() if place == file}
         if wanted != found.keys():
             wrong = sorted(wanted ^ found.keys())

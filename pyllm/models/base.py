@@ -139,10 +139,12 @@ class Trunk(Module):
     PREFIX: its path inside a model with a head; the names in a checkpoint may come with or without it. HEADS: what
     the heads of models/heads.py are called beside it. TRANSPOSED: endings of the weights that checkpoints hold as (in, out). IGNORED:
     patterns of tensors that carry no weights. RENAMED: (pattern, replacement) of names that older files use. OPTIONAL:
-    parameters that a file may lack, zeros then. CAUSAL: a position sees no later one.
+    parameters that a file may lack, zeros then. CAUSAL: a position sees no later one. generation: None, or what generation_config.json
+    holds.
     """
 
     PREFIX, CAUSAL, TRANSPOSED, IGNORED, RENAMED, OPTIONAL, HEAD = "", True, (), (), (), (), None
+    generation = None
     HEADS = {"sequence": "score", "token": "score", "span": "qa_outputs"}
     architecture = property(lambda self: self.config.base_architecture)
 
@@ -169,10 +171,10 @@ class Trunk(Module):
 class Headed(Module):
     """A trunk at its own PREFIX and a head beside it, so that the paths are the names in the checkpoint.
 
-    HEAD: the path of a language model's head where it is not tied, None for other heads.
+    HEAD: the path of a language model's head where it is not tied, None for other heads. generation: see Trunk.
     """
 
-    HEAD = None
+    HEAD = generation = None
 
     def __init__(self, trunk):
         self.config, self.PREFIX = trunk.config, trunk.PREFIX

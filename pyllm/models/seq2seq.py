@@ -32,6 +32,7 @@ class EncoderDecoder(Module):
     """
 
     PREFIX, TRANSPOSED, IGNORED, RENAMED, OPTIONAL, ALIASES, ALSO, TRUNK, HEAD = "", (), (), (), (), {}, (), None, "lm_head"
+    generation = None
     architecture = property(lambda self: self.config.architecture)
 
     def encode(self, tokens, segments=None, rng=None):

@@ -210,7 +210,7 @@ def test_info(folder, capsys):
     assert facts["version"] == pyllm.__version__ and facts["isa"] in facts["isa_available"] and facts["threads"] >= 1
     assert main(["info", str(folder), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["family"] == "gpt2" and facts["context"] == 64 and facts["dtypes"] == ["float32"]
+    assert facts["family"] == "gpt2" and facts["context"] == 64 and facts["types"] == ["F32"]
     assert facts["parameters"] == pyllm.load(folder)[0].num_parameters()
     assert main(["info"]) == 0 and "isa available" in capsys.readouterr().out
 

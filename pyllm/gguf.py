@@ -1,0 +1,230 @@
+"""Models in GGUF files: what llama.cpp calls a family's configuration and tensors, and how it lays them out. FAMILIES: one entry each."""
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from pyllm.errors import ConfigError, FormatError, suggest
+from pyllm.io.ggml import KINDS, Blocks, float32, kind_of
+from pyllm.kernels.packed import Packed
+from pyllm.nn.rotary import llama3, plain_frequencies
+
+FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}  # general.file_type, from the type of most weights
+WHAT_LLAMA3_LEAVES_OUT = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}  # rope_freqs.weight holds what they lead to
+
+
+@dataclass(frozen=True)
+class Family:
+    """model_type: of config.json; keys: {key of config.json: GGUF's behind the architecture's name}, those of `optional` may be missing.
+
+    outside, block: {GGUF's name of a layer: the checkpoint's}, of the whole model and of block i, which is `path`.i there; behind both
+    stands .weight or .bias. interleaved: rows of queries and keys lie so that the pairs which rotary positions turn are neighbours; offset: what
+    its norms have more than the checkpoint's. fixed: keys of config.json that the format has no place for -> the value that it means.
+    """
+
+    model_type: str
+    keys: dict
+    outside: dict
+    block: dict
+    path: str = "model.layers"
+    optional: tuple = ("num_key_value_heads", "rope_theta", "head_dim")
+    interleaved: bool = False
+    offset: int = 0
+    fixed: dict = None
+
+    def names(self, layers):
+        """-> {GGUF's name of a tensor: the checkpoint's}."""
+        pairs = [*self.outside.items()]
+        pairs += [(f"blk.{i}.{ours}", f"{self.path}.{i}.{theirs}") for i in range(layers) for ours, theirs in self.block.items()]
+        return {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in pairs for kind in ("weight", "bias")}
+
+
+_KEYS = {"max_position_embeddings": "context_length", "hidden_size": "embedding_length", "num_hidden_layers": "block_count",
+         "intermediate_size": "feed_forward_length", "num_attention_heads": "attention.head_count",
+         "num_key_value_heads": "attention.head_count_kv", "head_dim": "attention.key_length",
+         "rms_norm_eps": "attention.layer_norm_rms_epsilon", "rope_theta": "rope.freq_base"}
+_OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_BLOCK = {"attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+          "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+          "ffn_down": "mlp.down_proj"}
+_QK_NORM = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+_QWEN = {"hidden_act": "silu", "use_sliding_window": False, "layer_types": None}
+FAMILIES = {
+    "llama": Family("llama", _KEYS, _OUTSIDE, _BLOCK, interleaved=True, fixed={"hidden_act": "silu"}),
+    "qwen2": Family("qwen2", _KEYS, _OUTSIDE, _BLOCK, fixed=_QWEN),
+    "qwen3": Family("qwen3", _KEYS, _OUTSIDE, {**_BLOCK, **_QK_NORM}, fixed=_QWEN),
+    "gemma3": Family("gemma3_text", {**_KEYS, "sliding_window": "attention.sliding_window",
+                                     "sliding_window_pattern": "attention.sliding_window_pattern",
+                                     "rope_local_base_freq": "rope.freq_base_swa"}, _OUTSIDE,
+                     {**_BLOCK, **_QK_NORM, "post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm",
+                      "post_ffw_norm": "post_feedforward_layernorm"}, offset=1,
+                     optional=("num_key_value_heads", "rope_theta", "head_dim", "sliding_window_pattern", "rope_local_base_freq"),
+                     fixed={"hidden_activation": "gelu_pytorch_tanh", "layer_types": None}),
+    "gpt2": Family("gpt2", {"n_positions": "context_length", "n_embd": "embedding_length", "n_layer": "block_count",
+                            "n_inner": "feed_forward_length", "n_head": "attention.head_count",
+                            "layer_norm_epsilon": "attention.layer_norm_epsilon"},
+                   {"token_embd": "transformer.wte", "position_embd": "transformer.wpe", "output_norm": "transformer.ln_f",
+                    "output": "lm_head"},
+                   {"attn_norm": "ln_1", "attn_qkv": "attn.c_attn", "attn_output": "attn.c_proj", "ffn_norm": "ln_2",
+                    "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}, "transformer.h", ("n_inner",),
+                   fixed={"activation_function": "gelu_new", "position": "learned", "bias": True, "scale_attn_weights": True,
+                          "scale_attn_by_inverse_layer_idx": False}),
+}
+WRITTEN_AS = {"mistral": "llama", **{family.model_type: name for name, family in FAMILIES.items()}}  # model_type -> architecture
+# other keys -> the value that changes nothing; any other that is set is refused, since it would change numbers
+NEUTRAL = {"attention.causal": True, "rope.scale_linear": 1.0, "rope.scaling.attn_factor": 1.0, "rope.scaling.yarn_attn_factor": 1.0}
+SAYS_NOTHING = ("vocab_size", "tensor_data_layout", "rope.scaling.finetuned")
+_YARN = {"beta_fast": "rope.scaling.yarn_beta_fast", "beta_slow": "rope.scaling.yarn_beta_slow"}
+
+
+# ---- reading
+
+def read_config(metadata, tensors, where):
+    """metadata, tensors: of io.gguf.read -> (Family, what config.json would hold). FormatError names all keys that are wrong."""
+    arch = metadata.get("general.architecture")
+    if arch not in FAMILIES:
+        raise FormatError(f"{where}: general.architecture is {arch!r:.60}; expected one of {', '.join(FAMILIES)}.{suggest(arch, FAMILIES)}")
+    family, wrong = FAMILIES[arch], []
+    rest = {key.removeprefix(f"{arch}."): value for key, value in metadata.items() if key.startswith(f"{arch}.")}
+    config = {"model_type": family.model_type}
+    for key, name in family.keys.items():
+        value, kinds = _one(rest.pop(name, None)), (int, float) if name.endswith(("epsilon", "base", "base_swa")) else (int,)
+        if type(value) in kinds and 0 < value < 1 << 31:
+            config[key] = value
+        elif value is not None:
+            wrong.append(f"{arch}.{name} = {value!r:.60}, expected a{' whole' if kinds == (int,) else ''} number above 0")
+        elif key not in family.optional:
+            wrong.append(f"{arch}.{name} is missing")
+    embedding = tensors.get("token_embd.weight")
+    if embedding is None or embedding.ndim != 2:
+        wrong.append("tensor token_embd.weight is missing, or has not two dimensions")
+    if wrong:
+        raise FormatError(f"{where}: {'; '.join(wrong)}")
+    if config[_key_of(family, "block_count")] > len(tensors):  # before a name is made for each
+        raise FormatError(f"{where}: {arch}.block_count = {config[_key_of(family, 'block_count')]} with {len(tensors)} tensors")
+    config |= {"vocab_size": embedding.shape[0], "tie_word_embeddings": "output.weight" not in tensors}
+    if arch != "gpt2":
+        _read_rotary(arch, config, rest, tensors, where)
+    window = rest.pop("attention.sliding_window", None) if arch == "llama" else None
+    if window:
+        config |= {"model_type": "mistral", "sliding_window": window}
+    if arch in ("llama", "qwen3"):
+        config["attention_bias"] = "blk.0.attn_q.bias" in tensors
+    if arch == "llama" and "blk.0.ffn_up.bias" in tensors:
+        config["mlp_bias"] = True
+    odd = [f"{arch}.{name} = {value!r:.40}" for name, value in rest.items() if name not in SAYS_NOTHING and _is_set(value)
+           and not (type(value) is type(NEUTRAL.get(name)) and value == NEUTRAL[name])]
+    if odd:
+        raise FormatError(f"{where}: {len(odd)} keys that are not known, or of models that are not computed: {', '.join(odd)}")
+    return family, {**config, **_token_ids(metadata)}
+
+
+def _key_of(family, name):
+    """-> config.json's key for a key of GGUF."""
+    return next(key for key, ours in family.keys.items() if ours == name)
+
+
+def _one(value):
+    """-> the value, or that of an array for each layer whose values are all the same."""
+    if isinstance(value, np.ndarray):
+        same = value.size and (value == value[0]).all()
+        return value[0].item() if same else value.tolist()
+    return value
+
+
+def _is_set(value):
+    return bool(value) if not isinstance(value, np.ndarray) else bool(value.any())
+
+
+def _token_ids(metadata):
+    """-> the ids that config.json names; what ends a turn or a message ends a text too."""
+    found = {role: metadata.get(f"tokenizer.ggml.{role}_token_id") for role in ("bos", "eos", "eot", "eom", "padding")}
+    found = {role: i for role, i in found.items() if type(i) is int}
+    ends = list(dict.fromkeys(found[role] for role in ("eos", "eot", "eom") if role in found))
+    values = {"bos_token_id": found.get("bos"), "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
+              "pad_token_id": found.get("padding")}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _read_rotary(arch, config, rest, tensors, where):
+    """What a decoder with rotary positions may leave out, and the scaling of its positions, into config; takes the keys from rest."""
+    def fail(text):
+        raise FormatError(f"{where}: {text}")
+
+    heads = config["num_attention_heads"]
+    config.setdefault("num_key_value_heads", heads)
+    config.setdefault("head_dim", config["hidden_size"] // heads)
+    config.setdefault("rope_theta", 10000.0)
+    for name in ("attention.value_length", "rope.dimension_count"):
+        if rest.pop(name, config["head_dim"]) != config["head_dim"]:
+            fail(f"{arch}.{name} is not the size of a head, {config['head_dim']}: such models are not computed")
+    if arch == "gemma3":
+        config.setdefault("rope_local_base_freq", 10000.0)
+        config.setdefault("sliding_window_pattern", 6)
+        config["query_pre_attn_scalar"] = gemma_scalar(config)
+    kind, factor = rest.pop("rope.scaling.type", "none"), rest.pop("rope.scaling.factor", None)
+    trained = rest.pop("rope.scaling.original_context_length", None)
+    betas = {key: rest.pop(name, None) for key, name in _YARN.items()}
+    factors = tensors.get("rope_freqs.weight")
+    if factors is not None:
+        config["rope_scaling"] = _llama3_of(float32(factors), config, trained, fail)
+    elif kind == "linear":
+        config["rope_scaling"] = {"rope_type": "linear", "factor": factor}
+    elif kind == "yarn":
+        config["rope_scaling"] = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": trained, **betas}
+        config["rope_scaling"] = {key: value for key, value in config["rope_scaling"].items() if value is not None}
+    elif kind != "none":
+        fail(f"{arch}.rope.scaling.type is {kind!r:.60}; expected none, linear or yarn")
+
+
+def gemma_scalar(config):
+    """config: dict -> query_pre_attn_scalar, which the format does not hold: the size of a head, but for the largest model."""
+    heads = config["num_attention_heads"]
+    return config["hidden_size"] // heads if config["num_hidden_layers"] == 62 else config["head_dim"]
+
+
+def llama3_factors(theta, head_size, scaling):
+    """scaling: rope_scaling of config.json -> (D/2,) float32: what each frequency of a head is divided by."""
+    plain = plain_frequencies(head_size, theta)
+    return (plain / llama3(plain.astype(np.float64), scaling, context=None)[0]).astype(np.float32)
+
+
+def _llama3_of(factors, config, trained, fail):
+    """factors: rope_freqs.weight -> the rope_scaling that gives them."""
+    scaling = {"rope_type": "llama3", "factor": float(factors.max(initial=0)), **WHAT_LLAMA3_LEAVES_OUT,
+               "original_max_position_embeddings": trained or 8192}
+    sound = type(config["head_dim"]) is int and factors.shape == (config["head_dim"] // 2,) and 1 <= scaling["factor"] < np.inf
+    usual = sound and all(type(n) in (int, float) and n > 0 for n in (config["rope_theta"], scaling["original_max_position_embeddings"]))
+    if not usual or not np.allclose(factors, llama3_factors(config["rope_theta"], config["head_dim"], scaling), rtol=1e-4):
+        fail(f"rope_freqs.weight is none of llama3's scalings with {WHAT_LLAMA3_LEAVES_OUT}, the only ones that are computed")
+    return scaling
+
+
+def restore(family, config, tensors):
+    """config: of read_config; tensors: of io.gguf.read -> (tensors as a checkpoint holds them, {name in the file: the checkpoint's})."""
+    def restored(name, tensor):
+        if family.interleaved and (heads := _turned_heads(name, config)):
+            return _turn(tensor, heads, (-1, 2))
+        return float32(tensor) - np.float32(family.offset) if family.offset and name.endswith("norm.weight") else tensor
+
+    names = {**family.names(config[_key_of(family, "block_count")]), "rope_freqs.weight": "rotary_emb.inv_freq"}
+    return {name: restored(name, tensor) for name, tensor in tensors.items()}, names
+
+
+def _turned_heads(name, config):
+    """-> how many heads lie in the rows of a tensor, 0 where it is none of queries or keys."""
+    found = re.search(r"\.attn_([qk])\.(weight|bias)$", name)
+    return 0 if found is None else config["num_attention_heads" if found[1] == "q" else "num_key_value_heads"]
+
+
+def _turn(tensor, heads, split):
+    """The rows of each head, (heads, *split), with the two parts of split exchanged; a view of the bytes where there are rows.
+
+    (2, -1): all first members of the pairs that positions turn, then all second ones, become pairs; (-1, 2): the other way.
+    """
+    if tensor.shape[0] % (2 * heads) or kind_of(tensor) not in KINDS:
+        return tensor  # what it is instead of a weight is told where it is loaded
+    if tensor.ndim == 1:
+        return float32(tensor).reshape(heads, *split).swapaxes(1, 2).reshape(-1)
+    data = tensor.data if isinstance(tensor, Blocks) else np.ascontiguousarray(tensor).view(np.uint8)
+    return Blocks(kind_of(tensor), tensor.shape, data.reshape(heads, *split, data.shape[-1]).swapaxes(1, 2))
