@@ -18,7 +18,8 @@ class Family:
     """model_type: of config.json; keys: {key of config.json: GGUF's behind the architecture's name}, those of `optional` may be missing.
 
     outside, block: {GGUF's name of a layer: the checkpoint's}, of the whole model and of block i, which is `path`.i there; behind both
-    stands .weight or .bias. interleaved: rows of queries and keys lie so that the pairs which rotary positions turn are neighbours; offset: what
+    stands .weight or .bias.
+    interleaved: rows of queries and keys lie so that the pairs which rotary positions turn are neighbours; offset: what
     its norms have more than the checkpoint's. fixed: keys of config.json that the format has no place for -> the value that it means.
     """
 

@@ -75,7 +75,8 @@ def read_header(path):
 def read_shards(folder, private=False):
     """The weights of a model folder as {name: array}: model.safetensors, or the files that model.safetensors.index.json names.
 
-    Every tensor must be where the index says, and the files hold no other. An index may only name files in its own folder. private: see read.
+    Every tensor must be where the index says, and the files hold no other. An index may only name files in its own folder.
+    private: see read.
     """
     folder = Path(folder)
     if (folder / "model.safetensors").exists():
