@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from pyllm.autograd import no_grad
+from pyllm.data.batch import IGNORED, Batch
 from pyllm.nn import Linear, Module
 from pyllm.objectives.sequences import response_log_probs, token_log_probs
 
@@ -92,3 +93,25 @@ def with_reference(batch, reference):
     with no_grad():
         found = np.concatenate([response_log_probs(reference, some).data for _, some in chunks(batch)])
     return replace(batch, extra={**batch.extra, "ref_logp": found})
+
+
+def kto_kl(policy, reference, batch):
+    """The policy's divergence from the reference that KTO compares with: one number, at least 0, nats. Ethayarajh et al. 2024, section 4.1.
+
+    Estimated from each prompt with the response of the row before it: responses of the distribution, but not to that prompt. Take all rows
+    of an optimizer step together; ValueError for fewer than 2.
+    """
+    b, width = batch.tokens.shape
+    if b < 2:
+        raise ValueError(f"kto_kl: {b} row; expected at least 2, since each prompt takes another row's response")
+    first = (batch.targets >= 0).argmax(1)  # the position that draws the response's first token
+    answers = [row[row >= 0] for row in batch.targets]
+    begins = np.zeros(b, np.int64) if batch.segments is None else (batch.segments > 0).argmax(1)
+    prompts = [batch.tokens[i, begins[i] : first[i] + 1] for i in range(b)]
+    wide = max(len(p) + len(answers[i - 1]) for i, p in enumerate(prompts))
+    tokens, segments, targets = np.zeros((b, wide), np.int32), np.zeros((b, wide), np.int32), np.full((b, wide), IGNORED, np.int32)
+    for i, prompt in enumerate(prompts):
+        p, n = len(prompt), len(answers[i - 1])
+        tokens[i, :p], tokens[i, p : p + n], segments[i, : p + n], targets[i, p - 1 : p + n - 1] = prompt, answers[i - 1], 1, answers[i - 1]
+    other = Batch(tokens, targets, segments)
+    return max(0.0, float((log_probs(policy, other).sum(1) - log_probs(reference, other).sum(1)).mean(dtype=np.float64)))

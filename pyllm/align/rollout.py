@@ -1,5 +1,5 @@
 """Rollouts: what a policy drew, with masks that say which token is what. NumPy only, so that no gradient leaks in."""
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -51,6 +51,11 @@ class Rollout:
 
     def with_(self, **arrays):
         """-> the Rollout with arrays filled in."""
+        return replace(self, **arrays)
+
+    def rows(self, index):
+        """-> the Rollout of some rows, an array of their numbers."""
+        arrays = {f.name: a[index] for f in fields(self) if isinstance(a := getattr(self, f.name), np.ndarray)}
         return replace(self, **arrays)
 
     def batch(self, **extra):

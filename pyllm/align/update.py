@@ -22,21 +22,24 @@ class Iteration:
     seconds: dict = field(default_factory=dict)
 
 
-def updates(name, model, objective, batch, optimizer, rng, *, epochs, minibatches, micro_batch, lr, clip, prepare=None):
+def updates(name, model, objective, batch, optimizer, rng, *, epochs, minibatches, micro_batch, lr, clip, prepare=None, together=1):
     """epochs * minibatches steps over the rows of `batch` -> {metric: mean over steps}, grad_norm among them.
 
     Each epoch takes the rows in an order of its own, from rng; a step is a minibatch, its micro-batches' losses summed and divided once by
-    the count of all, so their size does not matter. prepare: a function of a minibatch's Batch, such as whitening.
+    the count of all, so their size does not matter. prepare: a function of a minibatch's Batch, such as whitening. together: so many
+    neighbours, such as the two of a pair, stay in one micro-batch.
     """
     steps = []
     optimizer.zero_grad()
     for epoch in range(epochs):
-        order = rng.fold("order", epoch).generator().permutation(len(batch.tokens))
+        order = rng.fold("order", epoch).generator().permutation(len(batch.tokens) // together)
         for minibatch in np.array_split(order, minibatches):
-            whole = batch.rows(minibatch) if prepare is None else prepare(batch.rows(minibatch))
+            whole = batch.rows((minibatch[:, None] * together + np.arange(together)).reshape(-1))
+            whole = whole if prepare is None else prepare(whole)
             total, count, metrics = 0.0, 0, {}
-            width = (whole.segments > 0).sum(1)
+            width = (whole.segments > 0).sum(1).reshape(-1, together).max(1)
             rows = np.argsort(width, kind="stable")  # rows of a length side by side, so that little is padding
+            rows = (rows[:, None] * together + np.arange(together)).reshape(-1)
             for begin in range(0, len(rows), micro_batch):
                 loss = objective(model, trimmed(whole.rows(rows[begin : begin + micro_batch])))
                 if not math.isfinite(loss.total.item()):
