@@ -6,65 +6,95 @@ import numpy as np
 
 from pyllm.autograd import no_grad
 from pyllm.errors import ConfigError
+from pyllm.generation.beam import beam_search
 from pyllm.generation.decode import Decoder
-from pyllm.generation.sampling import Sampling
+from pyllm.generation.settings import settings
 from pyllm.models.base import CausalLM
 from pyllm.models.seq2seq import Continuation, EncoderDecoder
 
 
 @dataclass
 class Generation:
-    """A continuation. text: without the prompt, the end token, the stop string and half a character at the end. ids: every token drawn.
+    """A continuation. text: without the prompt, the end token, a forced first token, the stop string and half a character at the end.
 
-    finish_reason: "stop" (end token or stop string) or "length" (max_tokens, or the context is full). logprobs: log p of each id in nats,
-    where asked for.
+    ids: every token drawn. finish_reason: "stop" (end token, stop string, or all that a constraint allows) or "length" (max_tokens, or the
+    context is full). logprobs: log p of each id in nats, where asked for. score: of beam search, in nats. acceptance: the share of a
+    draft's guesses that were right.
     """
 
     text: str = ""
     ids: list = field(default_factory=list)
     finish_reason: str = "length"
     logprobs: list | None = None
+    score: float | None = None
+    acceptance: float | None = None
 
 
-def generate(model, tokenizer, prompts, *, max_tokens=100, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0,
-             stop=(), seed=0, slide=False, logprobs=False):
+def generate(model, tokenizer, prompts, *, seed=0, slide=False, logprobs=False, sampling=None, constraint=None, draft=None, session=None,
+             **given):
     """Continues text -> a Generation for one prompt (a str or a row of ids), a list of them for a list of prompts.
 
-    Tokens are chosen in this order: repetition penalty -> temperature -> top-k -> top-p -> min-p -> draw; see Sampling. stop: a string or
-    several; a row ends before the first of them, or at the end token of the tokenizer or the model. Row i draws from seed + i, so that it
-    gives what a call with its prompt alone and that seed gives. An encoder-decoder reads the prompts and answers from its start tokens on.
-    A row that fills the model's context ends there; with slide it forgets the older half and goes on. tokenizer None: for prompts of ids;
-    the text is then "". ValueError: no prompt, an empty one (an empty text starts at the tokenizer's begin or end token where it has one),
-    one beyond the context, values out of range, a tokenizer with more tokens than the model. FloatingPointError: the model gives NaN.
+    given: max_tokens (100), stop (a string or several; a row ends before the first of them), the fields of Sampling, which says in what
+    order they work, and of Beams; what is not given the model's generation_config.json says, see `settings`. With num_return_sequences
+    above 1 a list of Generations stands for each prompt. A row ends at the end token of the tokenizer or of the model. Row i draws from
+    seed + i, so that it gives what a call with its prompt alone and that seed gives. An encoder-decoder reads the prompts and answers from
+    its start token on. A row that fills the model's context ends there; with slide it forgets the older half and goes on. tokenizer None:
+    for prompts of ids; the text is then "".
+
+    logprobs: True gives each token's log p by the model alone, "tempered" by softmax(logits / temperature) (temperature 0: as True),
+    neither with penalties and cuts; the bits are those of ops.linear_log_probs over the full forward. sampling: a Sampling, taken as it
+    is, whatever the model's files say. constraint: a Constraint that the text matches. draft: PromptLookup or DraftModel, which guess
+    tokens ahead: the same tokens in less time. session: a Session, which keeps what was read.
+
+    ValueError: no prompt, an empty one (an empty text starts at the tokenizer's begin or end token where it has one), one beyond the
+    context, values out of range, a tokenizer with more tokens than the model. FloatingPointError: the model gives NaN.
     """
     alone = isinstance(prompts, str) or len(prompts) > 0 and isinstance(prompts[0], Integral)
     rows = [prompts] if alone else list(prompts)
-    decoder = _decoder(model, tokenizer, rows, Sampling(temperature, top_k, top_p, min_p, repetition_penalty), max_tokens, seed, slide)
-    results = [Generation(logprobs=[] if logprobs else None) for _ in rows]
-    texts = [_Text(tokenizer, stop) for _ in rows]
+    sampling, beams, max_tokens, stop = settings(model, given, sampling)
     if logprobs not in (False, True, "tempered"):
         raise ConfigError(f"generate: logprobs={logprobs!r}; expected True (by the model alone), \"tempered\" or False")
-    heat = temperature if logprobs == "tempered" and temperature else 1.0
-    for _ in _continue(decoder, results, texts, end_ids(model, tokenizer), max_tokens, heat):
-        pass
-    for result, text in zip(results, texts):
+    searched = beams.num_beams > 1
+    if searched and (logprobs or slide or draft is not None or stop):
+        raise ConfigError(f"generate: num_beams={beams.num_beams} with logprobs, slide, draft or stop; a search has none of them")
+    heat = sampling.temperature if logprobs == "tempered" and sampling.temperature else 1.0
+    copies = beams.num_beams if searched else beams.num_return_sequences
+    decoder = _decoder(model, tokenizer, rows, sampling, max_tokens, seed, slide, copies, constraint, draft, session)
+    results = [Generation(logprobs=[] if logprobs else None) for _ in range(len(rows) * beams.num_return_sequences)]
+    texts = [_Text(tokenizer, stop) for _ in results]
+    if searched:
+        for result, text, found in zip(results, texts, beam_search(decoder, beams, max_tokens)):
+            result.score, result.ids = found
+            stopped = [_ends(result.ids[: i + 1], text, decoder) for i in range(len(result.ids))]
+            result.finish_reason = "stop" if stopped and stopped[-1] else "length"
+    else:
+        for _ in _continue(decoder, results, texts, max_tokens, heat):
+            pass
+    for row, (result, text) in enumerate(zip(results, texts)):
         result.text = text.text
+        if not searched and decoder.drafted[row]:
+            result.acceptance = float(decoder.accepted[row] / decoder.drafted[row])
+    if beams.num_return_sequences > 1:
+        results = [results[i : i + beams.num_return_sequences] for i in range(0, len(results), beams.num_return_sequences)]
     return results[0] if alone else results
 
 
-def stream(model, tokenizer, prompt, *, max_tokens=100, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, stop=(),
-           seed=0, slide=False):
+def stream(model, tokenizer, prompt, *, seed=0, slide=False, sampling=None, constraint=None, draft=None, session=None, **given):
     """Continues one prompt -> iterator of text pieces, which together are the text that `generate` gives with the same arguments.
 
     Never half a character, nor the beginning of what may become a stop string. What is wrong is said at once, not at the first piece.
     """
     if tokenizer is None:
         raise ValueError("stream: tokenizer is None; expected one, since text is what streams")
-    text, ends = _Text(tokenizer, stop), end_ids(model, tokenizer)
-    decoder = _decoder(model, tokenizer, [prompt], Sampling(temperature, top_k, top_p, min_p, repetition_penalty), max_tokens, seed, slide)
+    sampling, beams, max_tokens, stop = settings(model, {"num_beams": 1, "num_return_sequences": 1, **given}, sampling)
+    if beams.num_beams > 1 or beams.num_return_sequences > 1:
+        raise ConfigError(f"stream: num_beams={beams.num_beams}, num_return_sequences={beams.num_return_sequences}; "
+                          "expected 1: one text streams")
+    text = _Text(tokenizer, stop)
+    decoder = _decoder(model, tokenizer, [prompt], sampling, max_tokens, seed, slide, 1, constraint, draft, session)
 
     def pieces():
-        for _ in _continue(decoder, [Generation()], [text], ends, max_tokens):
+        for _ in _continue(decoder, [Generation()], [text], max_tokens):
             if piece := text.ready():
                 yield piece
         if piece := text.rest():
@@ -73,18 +103,18 @@ def stream(model, tokenizer, prompt, *, max_tokens=100, temperature=1.0, top_k=0
     return pieces()
 
 
-def _continue(decoder, results, texts, ends, max_tokens, heat=1.0):
-    """Draws until every row has ended; yields when each row left has one more token. heat: the temperature of recorded log p."""
+def _continue(decoder, results, texts, max_tokens, heat=1.0):
+    """Draws until every row has ended; yields when rows have one more token. heat: the temperature of recorded log p."""
     while max_tokens and len(decoder.rows):
-        ids = decoder.step().tolist()
+        ids, rows = decoder.step().tolist(), decoder.rows[decoder.at]
         if results[0].logprobs is not None:
-            for row, score in zip(decoder.rows, decoder.logprobs(heat).tolist()):
+            for row, score in zip(rows, decoder.logprobs(heat).tolist()):
                 results[row].logprobs.append(score)
         keep = np.ones(len(ids), bool)
-        for i, (row, id, full) in enumerate(zip(decoder.rows, ids, decoder.full())):
+        for i, (row, id, full, complete) in enumerate(zip(rows, ids, decoder.full(), decoder.complete())):
             result = results[row]
             result.ids.append(id)
-            if id in ends or texts[row].push(id):
+            if _ends(result.ids, texts[row], decoder) or complete:
                 result.finish_reason, keep[i] = "stop", False
             elif full or len(result.ids) == max_tokens:
                 keep[i] = False
@@ -92,28 +122,43 @@ def _continue(decoder, results, texts, ends, max_tokens, heat=1.0):
         decoder.advance(keep)
 
 
-def _decoder(model, tokenizer, prompts, sampling, max_tokens, seed, slide):
+def _ends(ids, text, decoder):
+    """Puts the last of a row's drawn ids into its text -> whether the text ends there."""
+    if len(ids) == 1 and ids[0] == decoder.sampling.forced_bos_token_id:
+        return False
+    return ids[-1] in decoder.ends or text.push(ids[-1])
+
+
+def _decoder(model, tokenizer, prompts, sampling, max_tokens, seed, slide, copies, constraint, draft, session):
     """-> the Decoder of checked arguments."""
     for name, value in (("max_tokens", max_tokens), ("seed", seed)):
         if not isinstance(value, Integral) or value < 0:
             raise ConfigError(f"generate: {name}={value!r}; expected a whole number of at least 0")
-    if not isinstance(model, (CausalLM, EncoderDecoder)):
-        raise ValueError(f"generate: a {type(model).__name__} predicts no next token; expected a causal model or an encoder-decoder")
     vocabulary = None
     if tokenizer is not None:
         vocabulary = tokenizer.vocab_size
         if vocabulary > model.config.vocab_size:
             raise ValueError(f"generate: the tokenizer has {vocabulary} tokens, the model {model.config.vocab_size}. "
                              "Hint: is this the model's own tokenizer?")
+    ends, matcher = end_ids(model, tokenizer), None
+    if constraint is not None:
+        if tokenizer is None:
+            raise ValueError("generate: a constraint without a tokenizer; expected one, since it is text that is constrained")
+        matcher = constraint.over(tokenizer, ends)
     ids = [_ids(tokenizer, prompt, row) for row, prompt in enumerate(prompts)]
     memory = None
+    if session is not None and (slide or isinstance(model, EncoderDecoder)):
+        raise ConfigError("generate: a session with slide or an encoder-decoder; expected a causal model whose text only grows")
     if isinstance(model, EncoderDecoder):
         if not ids or not all(ids):
             raise ValueError("generate: no prompts, or one without tokens; expected at least one token a row")
         with no_grad():
             memory = model.read(ids)
-        model, ids = Continuation(model), [model.config.starts] * len(ids)
-    return Decoder(model, ids, sampling, [seed + row for row in range(len(ids))], min(max_tokens, 256), vocabulary, slide, memory)
+        named = (model.generation or {}).get("decoder_start_token_id")
+        model, ids = Continuation(model), [model.config.starts if named is None else [named]] * len(ids)
+    return Decoder(model, ids, sampling, [seed + row for row in range(len(ids) * copies)], copies=copies, capacity=min(max_tokens, 256),
+                   vocabulary=vocabulary, slide=slide, memory=memory, ends=ends, limit=max_tokens, matcher=matcher, draft=draft,
+                   session=session)
 
 
 def _ids(tokenizer, prompt, row):
@@ -131,10 +176,9 @@ def _ids(tokenizer, prompt, row):
 
 
 def end_ids(model, tokenizer):
-    """-> the set of ids that end a text: the tokenizer's eos and what config.json names (one or several)."""
-    named = model.config.extra.get("eos_token_id")
-    ids = {*named} if isinstance(named, list) else {named}
-    return (ids | {getattr(tokenizer, "eos_id", None)}) - {None}
+    """-> the set of ids that end a text: the tokenizer's eos and those that config.json and generation_config.json name."""
+    named = [model.config.extra.get("eos_token_id"), (model.generation or {}).get("eos_token_id"), getattr(tokenizer, "eos_id", None)]
+    return {i for ids in named for i in (ids if isinstance(ids, list) else [ids])} - {None}
 
 
 class _Text:

@@ -58,7 +58,7 @@ class BartConfig(Config):
                                   f"{getattr(self, f'{side}_attention_heads')}")
         self.check_activation("activation_function")
 
-    starts = property(lambda self: [i for i in (self.decoder_start_token_id, self.forced_bos_token_id) if i is not None])
+    starts = property(lambda self: [] if self.decoder_start_token_id is None else [self.decoder_start_token_id])
 
 
 class Attention(Module):

@@ -56,14 +56,33 @@ class Cache:
         part.memory = self.memory and self.memory.rows(slice(start, stop))
         return part
 
-    def remove(self, row):
-        """Drops a row; the last one takes its place."""
-        last = len(self.lengths) - 1
-        length = self.lengths[row] = self.lengths[last]
-        self.lengths = self.lengths[:last]
-        if self.memory is not None:
-            self.memory = self.memory.rows([last if i == row else i for i in range(last)])
+    def select(self, index, same=0):
+        """Row i becomes what row index[i] is, for as many rows as `index` has; only rows that change are copied.
+
+        same: tokens at the beginning, 1 or more, in which rows i and index[i] agree, as they then do in what they look at; for as many
+        rows as there were.
+        """
+        index = np.asarray(index, np.int64)
+        moved, before = np.flatnonzero(index != np.arange(len(index))), len(self.lengths)
+        self.lengths = self.lengths[index]
+        if self.memory is not None and not same:
+            self.memory = self.memory.rows(index)
+        longest, end = (int(lengths.max(initial=0)) for lengths in (self.lengths, self.lengths[moved]))
         for layer, store in self.layers.items():
-            if row != last:
-                store[:, row, :, :length] = store[:, last, :, :length]
-            self.layers[layer] = store[:, :last]
+            taken = store[:, index[moved], :, same:end]
+            if len(index) > before:
+                wide = np.zeros((2, len(index), *store.shape[2:]), np.float32)
+                wide[:, :before, :, :longest] = store[:, :, :, :longest]
+                store = wide
+            store = self.layers[layer] = store[:, : len(index)]
+            store[:, moved, :, same:end] = taken
+
+    def copies(self, lengths, capacity):
+        """lengths: B numbers -> a Cache of B rows; row i holds the first lengths[i] tokens of this one's only row."""
+        made = Cache(len(lengths), max(capacity, *lengths))
+        made.lengths[:], made.step = lengths, self.step
+        for layer, store in self.layers.items():
+            room = made.layers[layer] = np.zeros((2, len(lengths), store.shape[2], made.capacity, store.shape[4]), np.float32)
+            for row, held in enumerate(lengths):
+                room[:, row, :, :held] = store[:, 0, :, :held]
+        return made

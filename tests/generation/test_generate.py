@@ -197,10 +197,10 @@ def test_broken_weights_are_named():
 
 def test_penalty_counts_the_row_and_never_padding():
     logits = np.zeros((2, 5), np.float32) + np.float32([2.0, 1.9, -1.0, -1.1, 0.5])
-    seen = np.array([[True, False, False, False, False], [False] * 5])
-    assert Sampling(temperature=0, repetition_penalty=2.0).choose(logits, seen, None).tolist() == [1, 0]
-    decoder = Decoder(MODELS["gpt2"], [[5, 9], [7] * 10], Sampling(repetition_penalty=1.5))
-    assert {row: np.flatnonzero(seen).tolist() for row, seen in zip(decoder.rows.tolist(), decoder.seen)} == {0: [5, 9], 1: [7]}
+    got = Sampling(repetition_penalty=2.0).adjust(logits, [[0], [2]], [1, 1])
+    np.testing.assert_array_equal(got, np.float32([[1.0, 1.9, -1.0, -1.1, 0.5], [2.0, 1.9, -2.0, -1.1, 0.5]]))
+    together = generate(MODELS["gpt2"], None, [[5, 9], [7] * 10], max_tokens=8, temperature=0, repetition_penalty=1.5)
+    assert together[0].ids == generate(MODELS["gpt2"], None, [5, 9], max_tokens=8, temperature=0, repetition_penalty=1.5).ids
 
 
 @pytest.mark.parametrize("options,kept", [({}, 6), ({"top_k": 3}, 3), ({"top_p": 0.75}, 3), ({"min_p": 0.3}, 3)])
@@ -209,7 +209,7 @@ def test_draws_follow_the_distribution(options, kept):
     p = np.array([0.4, 0.25, 0.15, 0.1, 0.06, 0.04])
     logits, n = np.log(p).astype(np.float32)[None].repeat(4000, 0), 4000
     keys = [pyllm.Rng(11).fold(i) for i in range(n)]
-    counts = np.bincount(Sampling(**options).choose(logits, None, keys), minlength=6)
+    counts = np.bincount(Sampling(**options).choose(logits, keys), minlength=6)
     want = np.where(np.arange(6) < kept, p, 0) / p[:kept].sum() * n
     assert counts[kept:].sum() == 0
     assert ((counts - want)[:kept] ** 2 / want[:kept]).sum() < 20.5

@@ -84,14 +84,32 @@ def filled():
 
 def test_the_last_row_of_a_cache_takes_the_place_of_one_that_leaves():
     cache, k = filled()
-    cache.remove(0)
+    cache.select([2, 1])
     assert cache.lengths.tolist() == [2, 2]
     keys, values = cache.append(0, k[:2] + 7, k[:2])
     assert keys[0, :3, 0, 0].tolist() == [2, 2, 7] and keys[1, :3, 0, 0].tolist() == [1, 1, 8]
     assert values[0, :3, 0, 0].tolist() == [-2, -2, 0]
-    cache.remove(1)
-    cache.remove(0)
+    cache.select([0])
+    cache.select([])
     assert cache.lengths.tolist() == [] and cache.layers[0].shape[1] == 0
+
+
+@given(data=st.data(), same=st.integers(0, 2))
+def test_rows_of_a_cache_become_copies_of_others(data, same):
+    rows = data.draw(st.integers(1, 4))
+    cache, draw = Cache(rows, 3), np.random.default_rng(0)
+    k = draw.standard_normal((rows, 5, 2, 3)).astype(np.float32)
+    k[:, :same] = k[0, :same]
+    cache.append(0, k, -k)
+    cache.advance(np.array([data.draw(st.integers(same, 5)) for _ in range(rows)]))
+    least, most = (rows, rows) if same else (1, 6)
+    lengths, index = cache.lengths.copy(), np.array(data.draw(st.lists(st.integers(0, rows - 1), min_size=least, max_size=most)))
+    cache.select(index, same)
+    assert cache.lengths.tolist() == lengths[index].tolist()
+    keys, values = cache.append(0, k[:1].repeat(len(index), 0), k[:1].repeat(len(index), 0))
+    for row, source in enumerate(index):
+        np.testing.assert_array_equal(keys[row, : lengths[source]], k[source, : lengths[source]])
+        np.testing.assert_array_equal(values[row, : lengths[source]], -k[source, : lengths[source]])
 
 
 def test_a_part_of_a_cache_writes_into_it():
