@@ -10,6 +10,7 @@ import warnings
 VERBS = {  # name: one line; the module of that name in this folder does it
     "demo": "a small model's whole life in a few minutes: tokenizer, training, resuming, generated text",
     "pretrain": "train a language model from scratch on text",
+    "sft": "fine-tune a model on examples: answers, labels, spans",
     "generate": "continue a text with a model",
     "chat": "talk with a model",
     "tokenize": "train a tokenizer; turn text into tokens and back",

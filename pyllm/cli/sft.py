@@ -1,0 +1,271 @@
+"""pyllm sft: a model and examples -> a fine-tuned model in a run folder, see pyllm.cli.run.
+
+Decoders learn completions and assistant turns, encoders classes or spans (with a new head where they have none), encoder-decoders answers.
+"""
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from pyllm.cli.config import Steps, key
+
+METRICS = {"lm": ("loss",), "classify": ("loss", "accuracy"), "span": ("loss", "accuracy")}  # task: what a model may be best in
+
+
+@dataclass(frozen=True)
+class Model:
+    path: str = key("", "a model folder, a .gguf file, or a run folder", flags=("model",))
+    task: str = key("auto", "lm: answers; classify: a label for a text; span: where the answer stands; auto: what the data is for",
+                    choices=("auto", *METRICS))
+    dropout: float = key(-1.0, "probability, instead of the model's; -1 = the model's", -1.0, 1.0)
+    noise: float = key(0.0, "NEFTune's alpha, such as 5: noise on the embeddings in training; 0 = none", 0.0)
+    freeze: str = key("", "regular expression of the paths of parameters that do not learn")
+    layer_decay: float = key(1.0, "factor of the learning rate from each block to the one below; 1 = none", 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Data:
+    path: str = key("", "a file of examples, or a folder of them, with train* and valid* files or split by fraction", flags=("data",))
+    columns: str = key("", "the names that the files have for keys, such as prompt=question,completion=answer")
+    prompt_format: str = key("{prompt}", "what stands around a prompt, such as 'Translate to German: {prompt}'")
+    length: int = key(0, "tokens of a row at most; 0 = the model's context", 0)
+    truncation: str = key("keep_start", "which part of a longer row is kept", choices=("keep_start", "keep_end"))
+    packing: bool = key(False, "several examples in a row of --length tokens; they do not see each other")
+    fraction: float = key(0.9, "share of the examples to train on where the data has no valid* files; the rest is for validation", 0.0, 1.0)
+    skip_bad_lines: bool = key(False, "count lines that cannot be read, and go on")
+
+
+@dataclass(frozen=True)
+class Finetune(Steps):
+    epochs: float = key(3.0, "times that the examples are read", 0.0)
+    steps: int = key(0, "optimizer steps in all, instead of epochs", 0)
+    batch: int = key(16, "rows of a micro-batch", 1)
+    tokens: int = key(0, "tokens of a micro-batch at most, padding included, instead of a number of rows", 0)
+    lr: float = key(5e-5, "learning rate at its highest", 0.0, flags=("lr", "learning-rate"))
+    min_lr: float = key(0.0, "learning rate at the end of the schedule", 0.0)
+    warmup_ratio: float = key(0.06, "share of the steps in which the learning rate rises", 0.0, 1.0)
+    beta2: float = key(0.999, "AdamW's decay of the second moment, a step", 0.0, 1.0)
+    weight_decay: float = key(0.01, "AdamW's decay of matrices, times the learning rate", 0.0)
+    eval_every: int = key(0, "steps between evaluations; 0 = an epoch", 0)
+    metric: str = key("auto", "what the best model is best in, on the validation data; auto: accuracy of a classifier, else loss",
+                      choices=("auto", "loss", "accuracy"))
+
+
+SECTIONS = {"model": Model, "data": Data, "train": Finetune}
+
+
+def add_arguments(parser):
+    from pyllm.cli.config import add_flags
+
+    parser.add_argument("config", nargs="?", help="a TOML file with the sections below; flags override it")
+    parser.add_argument("--out", required=True, metavar="RUN", help="the run folder")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint of RUN, with its settings")
+    add_flags(parser, SECTIONS)
+
+
+def run(args):
+    from pyllm.cli.config import load_config, read_toml
+    from pyllm.errors import ConfigError
+
+    resolved = Path(args.out, "config.resolved.toml")
+    below = [read_toml(resolved)] if args.resume and resolved.is_file() else []
+    config = load_config(args, *below, sections=SECTIONS)
+    if missing := [name for name in ("model", "data") if not getattr(config, name).path]:
+        raise ConfigError(f"sft: no {' and no '.join(missing)}; expected --{' and --'.join(missing)} PATH")
+    return sft(config, args.out, args.resume)
+
+
+def sft(config, out, resume=False, until=None):
+    """Runs a Config of SECTIONS in the folder `out` -> exit code; the rest as pyllm.cli.pretrain.pretrain."""
+    from pyllm import training
+    from pyllm.cli import run as runs
+    from pyllm.errors import ConfigError
+    from pyllm.io.files import write_toml
+
+    out, m, t = Path(out), config.model, config.train
+    checkpoint = runs.newest("sft", out, resume)
+    base, tokenizer = open_model(m.path)
+    examples = read(config.data)
+    task = task_of(m.task, base, examples["train"].kind)
+    if t.label_smoothing and task == "span":
+        raise ConfigError(f"train.label_smoothing={t.label_smoothing}: spans have none; expected 0")
+    if config.data.packing and (task != "lm" or architecture(base) != "decoder"):
+        raise ConfigError(f"data.packing is for decoders; expected none for {base.config.model_type} and the task {task}")
+    metric = "accuracy" if t.metric == "auto" and task != "lm" else "loss" if t.metric == "auto" else t.metric
+    if metric not in METRICS[task]:
+        raise ConfigError(f"train.metric={metric!r}: the task {task} has {', '.join(METRICS[task])}")
+    model, labels = build(base, task, m, t.seed, examples["train"])
+    rows = render(config, model, tokenizer, examples, labels)
+    out.mkdir(parents=True, exist_ok=True)
+    write_toml(out / "config.resolved.toml", config.table())
+    if m.freeze:
+        frozen = training.freeze(model, m.freeze)
+        print(f"frozen     {len(frozen)} parameters, such as {frozen[0]}", flush=True)
+    batches = make_batches(rows["train"], model, t, config.data.packing and row_length(config.data, model))
+    valid = make_batches(rows["valid"], model, t, shuffle=False)
+    an_epoch = max(1, len(batches.plan(0)) // t.accumulate)
+    steps = t.steps or max(1, round(t.epochs * an_epoch))
+    objective = objective_of(task, model)
+    print(f"steps      {steps:,}; {an_epoch:,} are an epoch", flush=True)
+
+    def evaluate():
+        found = training.evaluate(model, objective, islice(valid.once(), t.eval_batches or None))
+        values = {"valid_loss": found.loss, **{f"valid_{name}": value for name, value in found.metrics.items()}}
+        words = runs.described(values).removeprefix("validation ")
+        return (1 if metric == "loss" else -1) * values[f"valid_{metric}"], values, words
+
+    smooth = {"label_smoothing": t.label_smoothing} if t.label_smoothing else {}
+    return runs.run("sft", out, replace(t, eval_every=t.eval_every or an_epoch), steps=steps, warmup=int(t.warmup_ratio * steps),
+                    model=model, tokenizer=tokenizer, objective=partial(objective, **smooth), batches=batches, evaluate=evaluate,
+                    sample=(lambda step: answer(model, tokenizer, rows["valid"][0], t.sample_tokens)) if task == "lm" else None,
+                    rates=training.layerwise(model, m.layer_decay) if m.layer_decay < 1 else None, checkpoint=checkpoint, until=until)
+
+
+# ---- the pieces
+
+def open_model(path):
+    """-> (model, tokenizer) of a folder, a run folder or a .gguf file."""
+    from pyllm.cli.generate import model_folder
+    from pyllm.errors import FormatError
+    from pyllm.folders import load
+
+    model, tokenizer = load(path if Path(path).is_file() else model_folder(path))
+    if tokenizer is None:
+        raise FormatError(f"{path}: has no tokenizer, which text needs")
+    return model, tokenizer
+
+
+def architecture(model):
+    """-> decoder, encoder or encoder-decoder, as pyllm.data.render calls them."""
+    from pyllm.models.base import Headed
+    from pyllm.models.seq2seq import EncoderDecoder
+
+    if isinstance(model, EncoderDecoder):
+        return "encoder-decoder"
+    return "decoder" if (model.trunk if isinstance(model, Headed) else model).CAUSAL else "encoder"
+
+
+def read(d):
+    """d: a Data -> {"train": Examples, and "valid": Examples where the data has such files}."""
+    from pyllm.data import find_splits, read_examples
+    from pyllm.errors import ConfigError, FormatError
+
+    pairs = [pair.partition("=") for pair in d.columns.split(",") if pair]
+    if not all(name and equals and column for name, equals, column in pairs):
+        raise ConfigError(f"data.columns={d.columns!r}; expected KEY=NAME,..., for example prompt=question,completion=answer")
+    columns = {name.strip(): column.strip() for name, _, column in pairs} or None
+    try:
+        return {part: read_examples(d.path, part, columns=columns, skip_bad_lines=d.skip_bad_lines)
+                for part in ("train", "valid") if part == "train" or part in find_splits(d.path, columns)}
+    except (FormatError, FileNotFoundError) as error:
+        raise ConfigError(f"data: {error}") from None
+
+
+def task_of(named, model, kind):
+    """-> lm, classify or span: what was asked for, or what examples of this kind are for."""
+    from pyllm.errors import ConfigError
+
+    fits = {"classification": "classify", "question": "span" if architecture(model) == "encoder" else "lm"}.get(kind, "lm")
+    if fits == "lm" and architecture(model) == "encoder":
+        raise ConfigError(f"sft: examples of kind {kind} for {model.config.model_type}, an encoder, which writes no text; expected "
+                          "classification (text, label) or questions (question, context, answers)")
+    if named not in ("auto", fits):
+        raise ConfigError(f"model.task={named!r}: examples of kind {kind} are for {fits!r}")
+    return fits
+
+
+def build(base, task, m, seed, examples):
+    """-> (the model that learns, names of the labels or None); what is new in it and what is left behind is printed."""
+    from pyllm import training
+    from pyllm.data import label_names
+    from pyllm.errors import ConfigError
+
+    labels = label_names(examples) if task == "classify" else None
+    if labels and len(labels) < 2:
+        raise ConfigError(f"data: all examples have the label {labels[0]!r}; expected at least two labels")
+    known = base.config.extra.get("id2label", {})
+    if labels and set(labels) <= set(known.values()):  # the model's own order, so that its head goes on
+        labels = [known[str(i)] for i in range(len(known))]
+    model, fresh, left = training.transfer(base, task, labels=labels, dropout=None if m.dropout < 0 else m.dropout, seed=seed)
+    print(f"model      {type(model).__name__}, {model.config.model_type}, {model.num_parameters():,} parameters", flush=True)
+    if labels:
+        print(f"labels     {', '.join(labels)}")
+    if fresh:
+        print(f"new        {', '.join(fresh)}: not in the model, drawn from seed {seed}")
+    if left:
+        print(f"left       {', '.join(left)}: this task does not use them")
+    embedding = model.embedding() if architecture(model) == "encoder-decoder" else model.trunk.embedding()
+    embedding.noise = m.noise
+    return model, labels
+
+
+def row_length(d, model):
+    """-> tokens of a row at most."""
+    from pyllm.errors import ConfigError
+
+    context = model.config.size("context")
+    if d.length > context:
+        raise ConfigError(f"data.length={d.length}; expected at most the model's context, {context}")
+    return d.length or context
+
+
+def render(config, model, tokenizer, examples, labels):
+    """-> {"train": rows, "valid": rows}; without files of their own the latter are a share of the examples, drawn with the seed."""
+    import numpy as np
+
+    from pyllm.data import prepare
+    from pyllm.errors import ConfigError, FormatError
+
+    d, rows = config.data, {}
+    for part, found in examples.items():
+        try:
+            rows[part], counts = prepare(found, tokenizer, architecture=architecture(model), max_length=row_length(d, model),
+                                         truncation=d.truncation, prompt_format=d.prompt_format, labels=labels)
+        except FormatError as error:
+            raise ConfigError(f"data: {error}") from None
+        print(f"{part:<10} {counts}" + (f", {found.skipped} bad lines skipped, the first: {found.first_skipped}" if found.skipped else ""))
+    if "valid" not in rows:
+        order = np.random.default_rng(config.train.seed).permutation(len(rows["train"]))
+        held = len(order) - round(d.fraction * len(order))
+        if not 0 < held < len(order):
+            raise ConfigError(f"data.fraction={d.fraction}: {held} of {len(order)} rows are for validation; expected at least one, "
+                              "and at least one to train on")
+        rows = {"train": [rows["train"][i] for i in np.sort(order[held:])], "valid": [rows["train"][i] for i in np.sort(order[:held])]}
+        print(f"valid      {held:,} rows held out of these")
+    return rows
+
+
+def make_batches(rows, model, t, packed=0, shuffle=True):
+    """-> Batches over rows; packed: tokens of a row that holds several, or 0."""
+    from pyllm.data import collate, collate_packed
+    from pyllm.data.batches import Batches
+
+    start = model.config.starts[0] if architecture(model) == "encoder-decoder" else None
+
+    def make(bins):
+        chosen = [rows[i] for bin in bins for i in bin]
+        return collate_packed(chosen, packed) if packed else collate(chosen, start=start)
+
+    lengths = [max(len(row), 0 if row.decoder is None else len(row.decoder)) for row in rows]
+    return Batches(lengths, make, batch=0 if t.tokens else t.batch, tokens=t.tokens, length=packed, seed=t.seed, shuffle=shuffle)
+
+
+def objective_of(task, model):
+    from pyllm import objectives
+
+    if task == "lm":
+        return objectives.seq2seq if architecture(model) == "encoder-decoder" else objectives.clm
+    return objectives.classify if task == "classify" else objectives.span
+
+
+def answer(model, tokenizer, row, tokens):
+    """-> {"prompt", "text", "expected"}: what the model answers to a row's prompt, greedily."""
+    from pyllm.generation import generate
+
+    if row.decoder is None:
+        begin = max(1, int(row.learned.argmax()) if not row.learned[0] else min(8, len(row) - 1))
+        prompt, expected = row.tokens[:begin], row.tokens[begin:]
+    else:
+        prompt, expected = row.tokens, row.decoder
+    text = generate(model, tokenizer, prompt.tolist(), max_tokens=tokens, temperature=0).text
+    return {"prompt": tokenizer.decode(prompt), "text": text, "expected": tokenizer.decode(expected)}

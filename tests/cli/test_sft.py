@@ -1,0 +1,148 @@
+"""pyllm sft as a person runs it: every kind of model, what is new is said, resume, errors before the first step."""
+import json
+import tomllib
+
+import numpy as np
+import pytest
+
+import pyllm
+from pyllm.cli import main
+from pyllm.folders import build
+from pyllm.io import safetensors
+from pyllm.models import FAMILIES
+from pyllm.text import ByteLevelBPE, WordPiece
+from pyllm.training import newest, read_log
+
+WORDS = ["red", "green", "blue", "cat", "dog", "cow"]
+SIZES = {"layers": 2, "heads": 2, "width": 16, "context": 48}
+SHORT = ["--batch", "4", "--lr", "1e-2", "--sample-tokens", "6"]
+TIMINGS = {"seconds", "tokens_per_second", "peak_memory_mb"}
+
+
+def write(path, records):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """Models of three architectures, data of three kinds."""
+    root, draw = tmp_path_factory.mktemp("sft"), np.random.default_rng(0)
+    pick = lambda n: " ".join(draw.choice(WORDS, n))
+    texts = [pick(5) for _ in range(40)]
+    bpe = ByteLevelBPE.train(texts, 300)
+    piece = WordPiece.train(texts, 60)
+    for family, architecture, tokenizer in (("gpt2", "GPT2LMHeadModel", bpe), ("bart", "BartForConditionalGeneration", bpe),
+                                            ("bert", "BertModel", piece)):
+        config = FAMILIES[family][0].from_sizes({"vocab_size": tokenizer.vocab_size, **SIZES}).to_dict()
+        if family == "bart":
+            config.update(decoder_start_token_id=0, forced_eos_token_id=None)
+        pyllm.save(build({**config, "architectures": [architecture]}, seed=0), tokenizer, root / family)
+    answers = [{"prompt": f"{text} ?", "completion": f" {text.split()[0]}"} for text in (pick(3) for _ in range(40))]
+    write(root / "answers.jsonl", answers)
+    kinds = {"colour": WORDS[:3], "animal": WORDS[3:]}
+    labelled = [{"text": " ".join(draw.choice(words, 4)), "label": kind} for _ in range(25) for kind, words in kinds.items()]
+    write(root / "labels/train.jsonl", labelled[:40])
+    write(root / "labels/valid.jsonl", labelled[40:])
+    spans = [(pick(2), pick(1), pick(1)) for _ in range(24)]
+    write(root / "spans.jsonl", [{"question": "which", "context": f"{before} {answer} {after}",
+                                  "answers": [{"text": answer, "answer_start": len(before) + 1}]} for before, answer, after in spans])
+    return root
+
+
+def sft(here, model, data, out, *more):
+    return main(["sft", "--model", str(here / model), "--data", str(here / data), "--out", str(out), *SHORT, *map(str, more)])
+
+
+def weights(run):
+    return {name: a.copy() for name, a in safetensors.read(run / "model/model.safetensors").items()}
+
+
+@pytest.mark.parametrize("model, data, architecture, more", [
+    ("gpt2", "answers.jsonl", "GPT2LMHeadModel", ()), ("gpt2", "answers.jsonl", "GPT2LMHeadModel", ("--packing",)),
+    ("bart", "answers.jsonl", "BartForConditionalGeneration", ("--label-smoothing", "0.1")),
+    ("bert", "labels", "BertForSequenceClassification", ("--dropout", "0.1", "--layer-decay", "0.9")),
+    ("gpt2", "labels", "GPT2ForSequenceClassification", ("--noise", "5")), ("bert", "spans.jsonl", "BertForQuestionAnswering", ()),
+])
+def test_every_kind_of_model_learns(here, tmp_path, capsys, model, data, architecture, more):
+    assert sft(here, model, data, tmp_path / "r", "--epochs", "6", "--ema", "0.5", "--accumulate", "2", *more) == 0
+    out = capsys.readouterr().out
+    lines = [line for line in read_log(tmp_path / "r/metrics.jsonl") if "valid_loss" in line]
+    assert len(lines) >= 6 and min(line["valid_loss"] for line in lines) < lines[0]["valid_loss"]
+    loaded, tokenizer = pyllm.load(tmp_path / "r")
+    assert loaded.architecture == architecture and tokenizer is not None and "best       validation loss" in out
+    assert ("drawn from seed 0" in out) == (architecture.endswith("Classification") or architecture.endswith("Answering"))
+    samples = read_log(tmp_path / "r/samples.jsonl")
+    assert all(s["expected"] and s["prompt"] for s in samples) and bool(samples) == (data == "answers.jsonl")
+    table = tomllib.loads((tmp_path / "r/config.resolved.toml").read_text())
+    assert table["train"]["lr"] == 0.01 and table["model"]["path"].endswith(model)
+
+
+def test_a_classifiers_best_model_is_the_one_of_best_accuracy_and_keeps_its_labels(here, tmp_path, capsys):
+    assert sft(here, "bert", "labels", tmp_path / "r", "--epochs", "8", "--patience", "3") == 0
+    found = [line for line in read_log(tmp_path / "r/metrics.jsonl") if "valid_loss" in line]
+    best = max(line["valid_accuracy"] for line in found)
+    first = next(line["step"] for line in found if line["valid_accuracy"] == best)
+    assert f"accuracy {best:.4f} at step {first}" in capsys.readouterr().out
+    model, tokenizer = pyllm.load(tmp_path / "r")
+    assert model.config.extra["id2label"] == {"0": "animal", "1": "colour"}
+    # its head goes on in a second run, in the order of its own labels
+    assert sft(tmp_path, "r", here / "labels", tmp_path / "again", "--steps", "1") == 0
+    assert "drawn from" not in capsys.readouterr().out
+
+
+def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(here, tmp_path):
+    from pyllm.cli.config import resolve
+    from pyllm.cli.sft import SECTIONS
+    from pyllm.cli.sft import sft as run
+
+    table = {"model": {"path": str(here / "bart"), "dropout": 0.1, "noise": 1.0}, "data": {"path": str(here / "answers.jsonl")},
+             "train": {"batch": 4, "lr": 1e-2, "steps": 14, "eval_every": 4, "ema": 0.9, "accumulate": 2, "seed": 3}}
+    config = resolve((table, "test"), sections=SECTIONS)
+    assert run(config, tmp_path / "whole") == 0
+    assert run(config, tmp_path / "cut", until=6) == 0 and newest(tmp_path / "cut/checkpoints").name == "step-000006"
+    assert main(["sft", "--out", str(tmp_path / "cut"), "--resume"]) == 0  # with the settings of the run
+    one, two = (newest(tmp_path / name / "checkpoints") for name in ("whole", "cut"))
+    assert one.name == two.name == "step-000014"
+    for file in ("model.safetensors", "optimizer.safetensors", "ema.safetensors"):
+        assert (one / file).read_bytes() == (two / file).read_bytes(), file
+    log = lambda name: [{k: v for k, v in line.items() if k not in TIMINGS} for line in read_log(tmp_path / name / "metrics.jsonl")]
+    assert log("whole") == log("cut")
+
+
+def test_frozen_parameters_are_those_of_the_model(here, tmp_path, capsys):
+    assert sft(here, "gpt2", "answers.jsonl", tmp_path / "r", "--steps", "3", "--freeze", r"wte|\.h\.0\.") == 0
+    before = safetensors.read(here / "gpt2/model.safetensors")
+    same = {name for name, a in weights(tmp_path / "r").items() if np.array_equal(a, before[name])}
+    assert same and all(("wte" in n or ".h.0." in n) == (n in same) for n in before) and "frozen" in capsys.readouterr().out
+
+
+def test_the_model_learns_to_stop(here, tmp_path):
+    """The end token is a target: a model that never saw it go by would write on."""
+    assert sft(here, "gpt2", "answers.jsonl", tmp_path / "r", "--epochs", "40", "--eval-every", "100") == 0
+    model, tokenizer = pyllm.load(tmp_path / "r")
+    results = pyllm.generate(model, tokenizer, ["red cat cow ?", "dog blue red ?"], max_tokens=12, temperature=0)
+    assert [r.finish_reason for r in results] == ["stop"] * 2 and all(r.text.strip() in WORDS for r in results)
+
+
+@pytest.mark.parametrize("model, data, more, message", [
+    ("gpt2", "nowhere.jsonl", (), "nowhere.jsonl"),
+    ("bert", "answers.jsonl", (), "examples of kind completion for bert, an encoder"),
+    ("gpt2", "answers.jsonl", ("--task", "classify"), "model.task='classify': examples of kind completion are for 'lm'"),
+    ("gpt2", "answers.jsonl", ("--length", "64"), "data.length=64; expected at most the model's context, 48"),
+    ("bert", "labels", ("--packing",), "data.packing is for decoders"),
+    ("bert", "spans.jsonl", ("--label-smoothing", "0.1"), "spans have none"),
+    ("gpt2", "answers.jsonl", ("--fraction", "1"), "0 of 40 rows are for validation"),
+    ("gpt2", "answers.jsonl", ("--freeze", "nothing"), "freeze: ['nothing'] is in no path"),
+    ("gpt2", "answers.jsonl", ("--columns", "prompt"), "expected KEY=NAME"),
+    ("gpt2", "answers.jsonl", ("--columns", "prompt=q"), "no column 'q' for prompt"),
+    ("gpt2", "answers.jsonl", ("--metric", "accuracy"), "the task lm has loss"),
+    ("gpt2", "bad.jsonl", (), "bad.jsonl:2"),
+    ("gpt2", "one.jsonl", (), "label"),
+])
+def test_errors_come_before_the_first_step(here, tmp_path, capsys, model, data, more, message):
+    (here / "bad.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": 1.5}\n')
+    write(here / "one.jsonl", [{"text": "red", "label": "a"}] * 4)
+    assert sft(here, model, data, tmp_path / "r", *more) == 3
+    assert message in capsys.readouterr().err and not (tmp_path / "r/metrics.jsonl").exists()
