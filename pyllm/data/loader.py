@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from pyllm.data.packing import packed_windows
+from pyllm.data.packing import packed_windows, window
 
 ROUNDS = 6
 
@@ -19,10 +19,13 @@ class Loader:
 
     batch: rows. length: T. seed: order and phases depend on it and on the epoch alone. shuffle=False: in order, without phase.
     A batch at the end of an epoch is filled up from the next one. `epoch` counts from 0.
+    corrupted: None, or what becomes of the windows (see pyllm.data.corruptions); a row draws from (seed, epoch, its window), so that
+    every epoch corrupts anew, a resumed run as one that never stopped, and any batch size gives the same rows.
     """
 
-    def __init__(self, shards, batch, length, seed, shuffle=True):
+    def __init__(self, shards, batch, length, seed, shuffle=True, corrupted=None):
         _check("Loader", shards, batch, length)
+        self.corrupted, length = corrupted, length if corrupted is None else corrupted.window(length)
         if type(seed) is not int or not 0 <= seed < 1 << 63:
             raise ValueError(f"Loader: seed is {seed!r}, expected a whole number from 0 to 2^63 - 1")
         self.shards, self.batch, self.length, self.seed, self.shuffle = shards, batch, length, seed, bool(shuffle)
@@ -32,7 +35,7 @@ class Loader:
         return self
 
     def __next__(self):
-        starts = []
+        starts, keys = [], []
         while len(starts) < self.batch:
             first, count = self._windows(self.epoch)
             stop = min(self.position + self.batch - len(starts), count)
@@ -40,10 +43,11 @@ class Loader:
             if self.shuffle:
                 index = permute(index, count, key(self.seed, self.epoch, 0))
             starts += (first + index * self.length).tolist()
+            keys += [key(self.seed, self.epoch, 2, int(i)) for i in index] if self.corrupted else []
             self.position = stop
             if stop == count:
                 self.epoch, self.position = self.epoch + 1, 0
-        return packed_windows(self.shards, starts, self.length)
+        return _batch(self.shards, starts, self.length, self.corrupted, keys)
 
     def _windows(self, epoch):
         """(start of the first window, number of windows) of an epoch; the first start may be negative."""
@@ -54,8 +58,9 @@ class Loader:
 
     def state(self):
         """The data cursor, for JSON: what `load_state` needs to go on with the very next batch."""
+        corrupted = {"corruption": self.corrupted.name} if self.corrupted else {}
         return {"epoch": self.epoch, "position": self.position, "seed": self.seed, "length": self.length, "shuffle": self.shuffle,
-                "fingerprint": self.shards.fingerprint}
+                "fingerprint": self.shards.fingerprint, **corrupted}
 
     def load_state(self, state):
         """Go on where `state` was taken; the number of rows may have changed. ValueError names all that does not fit."""
@@ -64,7 +69,7 @@ class Loader:
             raise ValueError(f"Loader.load_state: {state!r}, expected a dict with the keys {', '.join(mine)}")
         hints = {"fingerprint": " (the corpus has changed since the state was saved)"}
         wrong = [f"{name} is {mine[name]!r} here and {state[name]!r} in the state{hints.get(name, '')}"
-                 for name in ("fingerprint", "seed", "length", "shuffle") if state[name] != mine[name]]
+                 for name in mine if name not in ("epoch", "position") and state[name] != mine[name]]
         epoch, position = state["epoch"], state["position"]
         if not wrong:
             if type(epoch) is not int or epoch < 0:
@@ -76,15 +81,24 @@ class Loader:
         self.epoch, self.position = epoch, position
 
 
-def validation(shards, batch, length):
+def validation(shards, batch, length, corrupted=None):
     """Iterate once over a TokenShards in order: Batch (B, T), the last with the rows that are left, its last row padded.
 
-    Every token but the first of each document is predicted exactly once; stop early with itertools.islice.
+    Every token but the first of each document is predicted exactly once; stop early with itertools.islice. corrupted: as of Loader; a
+    window is corrupted the same way every time.
     """
     _check("validation", shards, batch, length)
+    length = length if corrupted is None else corrupted.window(length)
     last = len(shards) - 1
     for start in range(0, last, batch * length):
-        yield packed_windows(shards, range(start, min(start + batch * length, last), length), length)
+        starts = range(start, min(start + batch * length, last), length)
+        yield _batch(shards, starts, length, corrupted, [key(0, 3, at) for at in starts] if corrupted else [])
+
+
+def _batch(shards, starts, length, corrupted, keys):
+    if corrupted is None:
+        return packed_windows(shards, starts, length)
+    return corrupted.batch([window(shards, start, length) for start in starts], keys)
 
 
 def _check(name, shards, batch, length):

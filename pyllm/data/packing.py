@@ -18,17 +18,25 @@ def packed_windows(shards, starts, length):
     tokens, targets, segments = (np.full((B, T), fill, np.int32) for fill in (0, IGNORED, 0))
     plain = True
     for row, start in enumerate(starts):
-        begin, end = max(int(start), 0), min(int(start) + T, len(shards) - 1)
-        if begin >= end:
-            raise ValueError(f"packed_windows: starts[{row}] is {start}: no token of {len(shards)} to predict")
-        ids, n = shards[begin:end + 1], end - begin
+        ids, borders = window(shards, start, T)
+        n = len(ids) - 1
         tokens[row, :n], targets[row, :n], segments[row, :n] = ids[:-1], ids[1:], 1
-        borders = shards.borders(begin, end + 1)  # each from 1 to n
         targets[row, borders - 1] = IGNORED
         for border in borders.tolist():
             segments[row, border:n] += 1
         plain = plain and n == T and segments[row, -1] == 1
     return Batch(tokens, targets, None if plain else segments)
+
+
+def window(shards, start, length):
+    """-> (n + 1,) ids: n <= length tokens from `start` on and the one behind them; where in them documents begin, each from 1 to n.
+
+    A window that sticks out at either end of the shards is cut there.
+    """
+    begin, end = max(int(start), 0), min(int(start) + length, len(shards) - 1)
+    if begin >= end:
+        raise ValueError(f"window: start is {start}: no token of {len(shards)} to predict")
+    return shards[begin:end + 1], shards.borders(begin, end + 1)
 
 
 def next_token(ids):

@@ -24,7 +24,7 @@ def test_windows_that_stick_out_are_padded():
     assert batch.targets.tolist() == [[2, 3, IGNORED, IGNORED], [4, IGNORED, IGNORED, IGNORED]]
     assert batch.segments.tolist() == [[1, 1, 0, 0], [1, 0, 0, 0]]
     for start in (3, -4, 100):
-        with pytest.raises(ValueError, match=f"starts.0. is {start}: no token of 4"):
+        with pytest.raises(ValueError, match=f"start is {start}: no token of 4"):
             packed_windows(shards, [start], 4)
 
 
