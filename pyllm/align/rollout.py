@@ -78,7 +78,8 @@ def rollout(policy, prompts, *, max_tokens, temperature=1.0, stop=(), stop_after
     keys = seed if isinstance(seed, Rng) else Rng(seed)
     stops = {int(i) for i in stop if i is not None}
     ids, logps, ended = [[] for _ in prompts], [[] for _ in prompts], np.zeros(len(prompts), bool)
-    decoder = Decoder(policy, prompts, Sampling(temperature), [keys.fold(i).key for i in range(len(prompts))], max_tokens, vocabulary)
+    seeds = [keys.fold(i).key for i in range(len(prompts))]
+    decoder = Decoder(policy, prompts, Sampling(temperature), seeds, capacity=max_tokens, vocabulary=vocabulary)
     for drawn in range(max_tokens):
         tokens = decoder.step()
         keep = np.ones(len(tokens), bool)
