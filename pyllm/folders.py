@@ -99,6 +99,9 @@ def read_files(path):
     values = _read_object(config)
     if pooling.is_file():
         values = {**values, "pooling": _pooling(_read_object(pooling), pooling)}
+    sentences = path / "sentence_bert_config.json"
+    if sentences.is_file() and (longest := _longest(_read_object(sentences), sentences)):
+        values = {**values, "max_seq_length": longest}
     return Files(path, *_configured(values), read_shards(path, private=True), None,
                  _read_object(generation) if generation.is_file() else None, read_tokenizer(path) if has_tokenizer(path) else None)
 
@@ -146,6 +149,14 @@ def _pooling(values, path):
     if len(chosen) != 1 or chosen[0] not in known:
         raise FormatError(f"load: {path}: {chosen}; expected one of {', '.join(known)} to be true")
     return known[chosen[0]]
+
+
+def _longest(values, path):
+    """values: what sentence-transformers writes -> tokens of a text that embed reads, or None."""
+    longest = values.get("max_seq_length")
+    if longest is not None and (type(longest) is not int or longest < 1):
+        raise FormatError(f"load: {path}: max_seq_length is {longest!r}; expected a whole number of at least 1")
+    return longest
 
 
 def load_weights(model, tensors, where="the checkpoint", packed=False, names=None, adopt=False):

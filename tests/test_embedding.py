@@ -43,8 +43,22 @@ def test_a_vector_does_not_depend_on_the_others(model, monkeypatch):
 
 def test_long_texts_keep_their_last_token(model):
     long = list(range(40))
-    assert np.array_equal(pyllm.embed(model, None, [long]), pyllm.embed(model, None, [[*range(15), 39]]))
-    assert np.array_equal(pyllm.embed(model, None, [long], limit=4), pyllm.embed(model, None, [[0, 1, 2, 39]]))
+    with pytest.warns(UserWarning, match="1 of 2 texts have more than 16 tokens"):
+        assert np.array_equal(pyllm.embed(model, None, [long, [1]])[:1], pyllm.embed(model, None, [[*range(15), 39]]))
+    model.config.extra["max_seq_length"] = 4
+    with pytest.warns(UserWarning, match="more than 4 tokens"):
+        assert np.array_equal(pyllm.embed(model, None, [long]), pyllm.embed(model, None, [[0, 1, 2, 39]]))
+    with pytest.warns(UserWarning, match="more than 3 tokens"):
+        assert np.array_equal(pyllm.embed(model, None, [long], limit=3), pyllm.embed(model, None, [[0, 1, 39]]))
+
+
+def test_the_tokenizers_truncation_is_not_asked(model):
+    from pyllm.text import ByteLevelBPE
+
+    tokenizer = ByteLevelBPE.train(["some text to learn from, some more text"], vocab_size=280)
+    whole = pyllm.embed(model, tokenizer, ["some text to learn"])
+    tokenizer.truncation = {"max_length": 2, "strategy": "LongestFirst", "direction": "Right"}
+    assert np.array_equal(pyllm.embed(model, tokenizer, ["some text to learn"]), whole) and tokenizer.truncation
 
 
 def test_texts(model):

@@ -13,6 +13,7 @@ VERBS = {  # name: one line; the module of that name in this folder does it
     "sft": "fine-tune a model on examples: answers, labels, spans",
     "generate": "continue a text with a model",
     "chat": "talk with a model",
+    "embed": "turn texts into vectors, and say how near they are to each other",
     "tokenize": "train a tokenizer; turn text into tokens and back",
     "info": "what runs here: version, kernels, threads; or what a model folder holds",
     "bench": "measure this machine: its limits, the kernels' share of them, hours for a training run",

@@ -57,7 +57,7 @@ def render(example, kind, tokenizer, *, architecture="decoder", max_length=None,
     Raises FormatError naming the place for template drift, an unknown label; nothing is raised where no target is left: see `targets`.
     """
     _check(architecture, max_length, truncation, prompt_format)
-    tokenizer = _untruncated(tokenizer)
+    tokenizer = tokenizer.untruncated()  # max_length says it here, and what is cut is counted
     if kind == "classification":
         return _classified(example, tokenizer, max_length, truncation, labels)
     if kind == "question" and architecture == "encoder":
@@ -148,14 +148,6 @@ def _check(architecture, max_length, truncation, prompt_format):
         wrong.append(f"prompt_format is {prompt_format!r}, expected a text with {{prompt}} in it")
     if wrong:
         raise ValueError(f"render: {'; '.join(wrong)}")
-
-
-def _untruncated(tokenizer):
-    """The same tokenizer without what its file says about cutting: here max_length says it, and what is cut is counted."""
-    if tokenizer.truncation is not None:
-        tokenizer = copy.copy(tokenizer)
-        tokenizer.truncation = None
-    return tokenizer
 
 
 def _encode(tokenizer, text, template=True):

@@ -1,5 +1,6 @@
 """What every tokenizer shares: ids and tokens, added tokens, templates, offsets, truncation, padding, decoding, streaming."""
 import codecs
+import copy
 import warnings
 
 import numpy as np
@@ -90,6 +91,14 @@ class Tokenizer:
         Cut to `truncation` where that is set. A lone surrogate is encoded as its three bytes, which decode to U+FFFD.
         """
         return self.encode_array(text, special, template).tolist()
+
+    def untruncated(self):
+        """-> the same tokenizer, or a copy that cuts nothing: for callers who say themselves how long a text may be."""
+        if self.truncation is None:
+            return self
+        other = copy.copy(self)
+        other.truncation = None
+        return other
 
     def encode_batch(self, texts, special=True, template=None):
         """(B,) texts -> list of B lists of ids."""
