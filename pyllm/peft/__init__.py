@@ -4,12 +4,15 @@
     peft.save(model, "folder")                        # a folder that PEFT opens too; peft.load(model, "folder")
     peft.merge(model, verify=batch)                   # into the weights; peft.unmerge(model) takes it out to the byte
 """
-from pyllm.peft.base import Adapter, Method, Report, activate, adapters, disabled, inject, names, remove, report
+from pyllm.peft.base import Adapter, Method, Report, activate, adapters, disabled, inject, names, rates, remove, report
+from pyllm.peft.bitfit import BitFit
 from pyllm.peft.folder import load, save, tensors_of
+from pyllm.peft.ia3 import IA3
+from pyllm.peft.ln_tuning import LNTuning
 from pyllm.peft.lora import LoRA
 from pyllm.peft.merge import MergeReport, merge, unmerge
 
-METHODS = {method.NAME: method for method in (LoRA,)}
+METHODS = {method.NAME: method for method in (LoRA, IA3, LNTuning, BitFit)}
 
-__all__ = ["METHODS", "Adapter", "LoRA", "MergeReport", "Method", "Report", "activate", "adapters", "disabled", "inject", "load", "merge",
-           "names", "remove", "report", "save", "tensors_of", "unmerge"]
+__all__ = ["METHODS", "Adapter", "BitFit", "IA3", "LNTuning", "LoRA", "MergeReport", "Method", "Report", "activate", "adapters", "disabled",
+           "inject", "load", "merge", "names", "rates", "remove", "report", "save", "tensors_of", "unmerge"]

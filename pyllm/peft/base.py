@@ -92,7 +92,6 @@ class Method:
     """
 
     NAME, PEFT, LAYERS, EXACT, TARGETS = "", None, (Linear,), True, {}
-    GROUPS = {}  # attribute of a parameter -> the factor of the learning rate, where a method has such
 
     def adapter(self, layer, site, rng):
         """-> the Adapter for a layer, its parameters drawn from rng; ValueError says what does not fit."""
@@ -106,8 +105,12 @@ class Method:
                               f"{', '.join(_endings(candidates(model, self.LAYERS)))}")
         return self.TARGETS[kind]
 
-    def to_peft(self, model, sites):
-        """-> the keys of adapter_config.json that are this method's own."""
+    def rates(self):
+        """-> {pattern of parameters' paths: factor of the learning rate}, for AdamW(rates=...)."""
+        return {}
+
+    def to_peft(self, model, placed):
+        """placed: the method's Adapters in the model -> the keys of adapter_config.json that are its own."""
         raise NotImplementedError
 
     @classmethod
@@ -124,11 +127,11 @@ class Method:
         return tensors
 
     def place(self, model, targets, rng):
-        """-> {site: Adapter} for a model, nothing put in yet; all that does not fit is one ValueError."""
-        placed, wrong = {}, []
+        """-> the Adapters for a model, nothing put in yet; all that does not fit is one ValueError."""
+        placed, wrong = [], []
         for site, layer in matching(model, targets, self.LAYERS, self).items():
             try:
-                placed[site] = self.adapter(layer, site, rng.fold(site))
+                placed.append(self.adapter(layer, site, rng.fold(site)))
             except ValueError as error:
                 wrong.append(f"{site}: {error}")
         if wrong:
@@ -165,8 +168,7 @@ def matching(model, targets, kinds, method):
     known = candidates(model, kinds)
     targets = method.default_targets(model) if targets is None else targets
     if targets == "all-linear":
-        heads = {model.HEAD, *(p for p, m in model.named_modules() if isinstance(model, Head) and m is model.score_layer)}
-        return {path: layer for path, layer in known.items() if type(layer) is Linear and path not in heads}
+        return {path: layer for path, layer in known.items() if type(layer) is Linear and path not in (model.HEAD, *score_layers(model))}
     if isinstance(targets, str):
         found, missed = [p for p in known if re.fullmatch(targets, p)], [targets]
     else:
@@ -198,6 +200,11 @@ def condensed(sites, model, kinds):
     return list(sites)
 
 
+def score_layers(model):
+    """-> [path] of a classifier's new layer, [] in other models."""
+    return [path for path, m in model.children() if isinstance(model, Head) and m is model.score_layer]
+
+
 def _tied(model):
     return model.HEAD is not None and model.get(model.HEAD) is None
 
@@ -226,11 +233,11 @@ def inject(model, method, targets=None, seed=0, name="default", modules_to_save=
     check_free(model, name, "inject")
     placed = method.place(model, targets, Rng(seed).fold("peft"))
     if modules_to_save is None:
-        modules_to_save = [n for n, m in model.children() if isinstance(model, Head) and m is model.score_layer]
+        modules_to_save = score_layers(model)
     saved = saved_layers(model, modules_to_save, method)
-    if both := saved.keys() & placed.keys():
+    if both := {a.site for a in saved} & {a.site for a in placed}:
         raise ConfigError(f"inject: {', '.join(sorted(both))}: a target and one of modules_to_save; expected one of both")
-    put(model, {**placed, **saved}, method, name)
+    put(model, placed + saved, method, name)
     return model
 
 
@@ -245,20 +252,20 @@ def check_free(model, name, what):
 
 
 def put(model, placed, method, name):
-    """placed: {site: Adapter} of one method -> into the model as its active adapter `name`."""
+    """placed: Adapters of one method -> into the model as its active adapter `name`."""
     if not names(model):
         for p in model.parameters():
             p.requires_grad = False
-    if _tied(model) and placed.keys() & {model.HEAD, *(p for p, m in layers(model).items() if m.weight is model.head_weight())}:
+    if _tied(model) and {a.site for a in placed} & {model.HEAD, *(p for p, m in layers(model).items() if m.weight is model.head_weight())}:
         model.set(model.HEAD, _tied_head(model))  # what adapts the one of the two layers leaves the other one as it is
-    for site, adapter in placed.items():
+    for adapter in placed:
         adapter.name, adapter.method = name, method
-        above, below = None, model.get(site)
+        above, below = None, model.get(adapter.site)
         while adapter.REPLACES and isinstance(below, Adapter) and not below.REPLACES:
             above, below = below, below.base_layer
         adapter.base_layer = below
         if above is None:
-            model.set(site, adapter)
+            model.set(adapter.site, adapter)
         else:
             above.base_layer = adapter
     activate(model, name)
@@ -306,13 +313,12 @@ def activate(model, *chosen):
 def remove(model, name):
     """Takes an adapter out of the model for good; the others stay as they are, a base without adapters stays frozen."""
     _known(model, name, "remove")
-    for site in [a.site for a in adapters(model, name)]:
+    for site in dict.fromkeys(a.site for a in adapters(model, name)):
         chain = list(_chain(model.get(site)))
-        for above, adapter in zip([None, *chain], chain):
-            if adapter.name == name and above is None:
-                model.set(site, adapter.base_layer)
-            elif adapter.name == name:
-                above.base_layer = adapter.base_layer
+        kept = [a for a in chain if a.name != name]
+        for above, below in zip(kept, [*kept[1:], chain[-1].base_layer]):
+            above.base_layer = below
+        model.set(site, kept[0] if kept else chain[-1].base_layer)
     if not names(model) and model.HEAD and model.config.tie_word_embeddings:
         model.set(model.HEAD, None)
     return model
@@ -347,6 +353,11 @@ class Report:
         lines = [f"trainable {self.trainable:,} of {self.total:,} parameters ({100 * self.share:.3g} %)"]
         return "\n".join(lines + [f"  {name}: {method}, {count:,} parameters{'' if active else ', not active'}"
                                   for name, (method, count, active) in self.adapters.items()])
+
+
+def rates(model):
+    """-> {pattern of parameters' paths: factor of the learning rate} that the active adapters ask for: AdamW(model, rates=rates(model))."""
+    return {pattern: factor for a in adapters(model) if a.active for pattern, factor in a.method.rates().items()}
 
 
 def report(model):

@@ -54,11 +54,10 @@ def config_of(model, name, base_model=""):
     """-> what adapter_config.json holds."""
     found = base.adapters(model, name)
     method, saved = found[0].method, [a.site for a in found if type(a) is Saved]
-    sites = [a.site for a in found if type(a) is not Saved]
     task = next((task for kind, task in TASKS.items() if isinstance(model, kind)), None)
     shared = {"peft_type": method.PEFT or f"PYLLM_{method.NAME.upper()}", "task_type": task, "base_model_name_or_path": base_model,
               "inference_mode": True, "modules_to_save": base.condensed(saved, model, base.ANY) if saved else None}
-    return shared | method.to_peft(model, sites)
+    return shared | method.to_peft(model, [a for a in found if type(a) is not Saved])
 
 
 def tensors_of(model, name):
@@ -100,18 +99,18 @@ def load(model, folder, name="default"):
 
 
 def placed_by(model, method, config):
-    """-> {site: Adapter} that an adapter_config.json describes, with tensors yet to come."""
+    """-> the Adapters that an adapter_config.json describes, with tensors yet to come."""
     targets, saved = config.get("target_modules"), config.get("modules_to_save") or []
     placed = method.place(model, targets, Rng(0))
     layers = config.get("layers_to_transform")
     if layers is not None:
         layers = [layers] if isinstance(layers, int) else layers
-        placed = {s: a for s, a in placed.items() if any(f".{i}." in s for i in layers)}
+        placed = [a for a in placed if any(f".{i}." in a.site for i in layers)]
     for pattern in _listed(config.get("exclude_modules")):
-        placed = {s: a for s, a in placed.items() if not (re.fullmatch(pattern, s) or s.endswith(f".{pattern}"))}
+        placed = [a for a in placed if not (re.fullmatch(pattern, a.site) or a.site.endswith(f".{pattern}"))]
     # PEFT lists "classifier" and "score" for every family.
     present = [m for m in saved if any(base._ends(p, m) for p in base.layers(model))]
-    return {**placed, **saved_layers(model, present, method)}
+    return placed + saved_layers(model, present, method)
 
 
 def _listed(value):
@@ -131,7 +130,7 @@ def unknown_keys(config, known, fixed, where):
 def give(model, method, placed, tensors, where):
     """tensors: {name in the file: array} -> into the Adapters `placed`; FormatError names all that does not fit, none is changed then."""
     places, wrong, layers = {}, [], base.layers(model) | base.candidates(model, base.ANY)
-    for adapter in placed.values():
+    for adapter in placed:
         turned = {adapter.KEYS[attribute] for attribute in adapter.TRANSPOSED}
         for key, p in adapter.own().items():
             places[PREFIX + f"{adapter.site}.{key}"] = p, key in turned

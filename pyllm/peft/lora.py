@@ -7,7 +7,8 @@ import numpy as np
 from pyllm.autograd import Tensor, drawn_from, ops
 from pyllm.errors import ConfigError
 from pyllm.nn import Embedding, Linear
-from pyllm.peft.base import Adapter, LinearAdapter, Method, _floats, condensed
+from pyllm.peft.base import ANY, Adapter, LinearAdapter, Method, _floats, candidates, condensed, score_layers
+from pyllm.peft.own import Own
 
 QV = {"t5": ["q", "v"], "bart": ["q_proj", "v_proj"], "gpt2": ["c_attn"], "bert": ["query", "value"],
       **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma3_text"), ["q_proj", "v_proj"])}
@@ -21,7 +22,8 @@ class LoRA(Method):
     dropout: of x on its way into A. rslora: scale = alpha / rank^0.5 (Kalajdzievski 2023). dora: the rows of W + scale B A brought to a
     trained length (Liu et al. 2024). init: default (A uniform within I^-0.5, B zero), gaussian (A of deviation 1/rank) or pissa: the
     largest singular parts of W, which are taken off what W gives, W itself staying as it is (Meng et al. 2024). lr_ratio: learning rate of
-    B over that of A, LoRA+ (Hayou et al. 2024). rank_pattern, alpha_pattern: {expression that the end of a path matches: its own value}.
+    B over that of A, LoRA+ (Hayou et al. 2024), see pyllm.peft.rates. bias: which biases are trained too: none, lora_only (of the adapted
+    layers) or all. rank_pattern, alpha_pattern: {expression that the end of a path matches: its own value}.
     """
 
     rank: int = 8
@@ -31,6 +33,7 @@ class LoRA(Method):
     dora: bool = False
     init: str = "default"
     lr_ratio: float = 1.0
+    bias: str = "none"
     rank_pattern: dict = field(default_factory=dict)
     alpha_pattern: dict = field(default_factory=dict)
 
@@ -38,10 +41,11 @@ class LoRA(Method):
 
     def __post_init__(self):
         ranks = [self.rank, *self.rank_pattern.values()]
-        if any(type(r) is not int or r < 1 for r in ranks) or not 0 <= self.dropout < 1 or self.init not in INITS or self.lr_ratio <= 0:
+        if any(type(r) is not int or r < 1 for r in ranks) or not 0 <= self.dropout < 1 or self.init not in INITS or self.lr_ratio <= 0 \
+                or self.bias not in ("none", "lora_only", "all"):
             raise ConfigError(f"LoRA: rank={self.rank}, rank_pattern={self.rank_pattern}, dropout={self.dropout}, init={self.init!r}, "
-                              f"lr_ratio={self.lr_ratio}; expected whole ranks of at least 1, 0 <= dropout < 1, init one of "
-                              f"{', '.join(INITS)}, lr_ratio above 0")
+                              f"lr_ratio={self.lr_ratio}, bias={self.bias!r}; expected whole ranks of at least 1, 0 <= dropout < 1, init "
+                              f"one of {', '.join(INITS)}, lr_ratio above 0, bias none, lora_only or all")
 
     def sizes(self, site):
         """-> rank, scale of the adapter at a site."""
@@ -49,10 +53,18 @@ class LoRA(Method):
         alpha = next((v for k, v in self.alpha_pattern.items() if re.match(rf"(.*\.)?({k})$", site)), self.alpha)
         return rank, alpha / rank**0.5 if self.rslora else alpha / rank
 
-    def to_peft(self, model, sites):
+    def rates(self):
+        return {} if self.lr_ratio == 1 else {r"\.lora_B$": self.lr_ratio}
+
+    def place(self, model, targets, rng):
+        placed = super().place(model, targets, rng)
+        return placed if self.bias == "none" else placed + biases(model, [a.site for a in placed], self.bias == "all")
+
+    def to_peft(self, model, placed):
+        sites = [a.site for a in placed if type(a) is not Own]
         turned = any(f"{site}.weight".endswith(model.TRANSPOSED) for site in sites)
         return {"target_modules": condensed(sites, model, self.LAYERS), "r": self.rank, "lora_alpha": self.alpha,
-                "lora_dropout": self.dropout, "bias": "none", "fan_in_fan_out": turned,
+                "lora_dropout": self.dropout, "bias": self.bias, "fan_in_fan_out": turned,
                 "use_rslora": self.rslora, "use_dora": self.dora, "init_lora_weights": True if self.init == "default" else self.init,
                 "rank_pattern": self.rank_pattern, "alpha_pattern": self.alpha_pattern}
 
@@ -76,12 +88,19 @@ class LoRA(Method):
         return LoRALinear(layer, site, rank, scale, rng, self)
 
 
-_READ = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "rslora": "use_rslora", "dora": "use_dora",
+_READ = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "rslora": "use_rslora", "dora": "use_dora", "bias": "bias",
          "rank_pattern": "rank_pattern", "alpha_pattern": "alpha_pattern"}
 _TRAINING = ("megatron_config", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "velora_config",
              "monteclora_config", "ensure_weight_tying")  # of how an adapter was made
-_FIXED = {"bias": "none", "use_qalora": False, "layer_replication": None, "lora_bias": False, "target_parameters": None,
+_FIXED = {"use_qalora": False, "layer_replication": None, "lora_bias": False, "target_parameters": None,
           "alora_invocation_tokens": None, "arrow_config": None, "kasa_config": None, "use_bdlora": None, "trainable_token_indices": None}
+
+
+def biases(model, sites, every):
+    """-> what trains the biases of the layers at `sites`, or every bias of the model; PEFT names those below its own layers otherwise."""
+    layers = candidates(model, ANY)
+    return [Own(layer, site, {"bias": "base_layer.bias" if site in sites else "bias"}) for site, layer in layers.items()
+            if vars(layer).get("bias") is not None and site not in score_layers(model) and (every or site in sites)]
 
 
 def _product(b, a, scale):

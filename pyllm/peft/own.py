@@ -18,6 +18,7 @@ class Own(Adapter):
     def __init__(self, layer, site, keys):
         super().__init__(layer, site)
         self.module, self.keys = copy.copy(layer), keys
+        self.MERGES = all(vars(layer)[attribute] is not None for attribute in keys)  # a layer of the family has no bias to take it
         for attribute in keys:
             old = vars(layer)[attribute]
             if isinstance(old, Tensor):
@@ -52,8 +53,6 @@ class Saved(Own):
 
 
 def saved_layers(model, endings, method):
-    """-> {site: Saved} for the layers that end so."""
-    if not endings:
-        return {}
-    found = matching(model, list(endings), ANY, method)
-    return {site: Saved(layer, site) for site, layer in found.items()}
+    """-> a Saved for each layer that ends so."""
+    found = matching(model, list(endings), ANY, method) if endings else {}
+    return [Saved(layer, site) for site, layer in found.items()]

@@ -25,6 +25,11 @@ CASES = {  # name: (family, class in peft, its settings, our method)
     "tied-head": ("gpt2", "LoraConfig", dict(r=3, target_modules=["c_attn", "lm_head"], **RANDOM), ours.LoRA(rank=3)),
     "embedding": ("llama", "LoraConfig", dict(r=3, target_modules=["q_proj", "embed_tokens"], **RANDOM), ours.LoRA(rank=3)),
     "tied-embedding": ("gpt2", "LoraConfig", dict(r=3, target_modules=["c_attn", "wte"], **RANDOM), ours.LoRA(rank=3)),
+    "bias": ("gpt2", "LoraConfig", dict(r=3, bias="all", **RANDOM), ours.LoRA(rank=3, bias="all")),
+    "bias-lora-only": ("bert", "LoraConfig", dict(r=3, bias="lora_only", **RANDOM), ours.LoRA(rank=3, bias="lora_only")),
+    **{f"ia3-{f}": (f, "IA3Config", dict(init_ia3_weights=False), ours.IA3()) for f in CONFIGS},
+    **{f"ln-{f}": (f, "LNTuningConfig", dict(target_modules=ours.LNTuning.TARGETS[CONFIGS[f]["model_type"]]), ours.LNTuning())
+       for f in CONFIGS},
     "pissa": ("llama", "LoraConfig", dict(r=3, init_lora_weights="pissa"), ours.LoRA(rank=3, init="pissa")),
 }
 

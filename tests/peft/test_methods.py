@@ -11,7 +11,8 @@ from tests.peft.tiny import CONFIGS, batch_of, learn, logits, loss, make
 
 VARIANTS = {  # of methods with more than one face; every other one runs with its defaults
     "lora": [peft.LoRA(rank=2), peft.LoRA(rank=2, rslora=True, dropout=0.3, init="gaussian"), peft.LoRA(rank=2, dora=True),
-             peft.LoRA(rank=2, init="pissa")],
+             peft.LoRA(rank=2, init="pissa"), peft.LoRA(rank=2, bias="all")],
+    "bitfit": [peft.BitFit(add=True), peft.BitFit(parts="query_middle", add=True)],
 }
 METHODS = [m for name, kind in peft.METHODS.items() for m in VARIANTS.get(name, [kind()])]
 CASES = [pytest.param(m, f, id=f"{_id}-{f}") for m in METHODS for f in CONFIGS
