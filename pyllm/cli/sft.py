@@ -237,17 +237,10 @@ def render(config, model, tokenizer, examples, labels):
 
 def make_batches(rows, model, t, packed=0, shuffle=True):
     """-> Batches over rows; packed: tokens of a row that holds several, or 0."""
-    from pyllm.data import collate, collate_packed
-    from pyllm.data.batches import Batches
+    from pyllm.data import row_batches
 
     start = model.config.starts[0] if architecture(model) == "encoder-decoder" else None
-
-    def make(bins):
-        chosen = [rows[i] for bin in bins for i in bin]
-        return collate_packed(chosen, packed) if packed else collate(chosen, start=start)
-
-    lengths = [max(len(row), 0 if row.decoder is None else len(row.decoder)) for row in rows]
-    return Batches(lengths, make, batch=0 if t.tokens else t.batch, tokens=t.tokens, length=packed, seed=t.seed, shuffle=shuffle)
+    return row_batches(rows, batch=0 if t.tokens else t.batch, tokens=t.tokens, pack=packed, seed=t.seed, shuffle=shuffle, start=start)
 
 
 def objective_of(task, model):

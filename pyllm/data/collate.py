@@ -21,22 +21,30 @@ def collate(items, *, side="right", multiple=1, length=None, start=None):
         extra["types"], _, _ = _padded([row.types for row in rows], side, multiple, length)
     if rows[0].label is not None:
         labels = [row.label if isinstance(row.label, int) else [at + offset for at in row.label] for row, offset in zip(rows, offsets)]
-        return Batch(tokens, np.array(labels, np.int32), segments, extra=extra)
+        return Batch(tokens, np.array(labels, np.int32), _needed(segments), extra=extra)
     if rows[0].decoder is not None:
         if start is None:
             raise ValueError("collate: start is None, expected the model's decoder_start_token_id: these rows are an encoder-decoder's")
         targets, decoder_segments, _ = _padded([row.decoder for row in rows], side, multiple, None)
         targets[decoder_segments == 0] = IGNORED
         shifted, _, _ = _padded([np.append(np.int32(start), row.decoder[:-1]) for row in rows], side, multiple, None)
-        return Batch(tokens, targets, segments, shifted, decoder_segments, extra)
+        return Batch(tokens, targets, _needed(segments), shifted, _needed(decoder_segments), extra)
     targets, _, _ = _padded([_shifted(row) for row in rows], side, multiple, length)
     targets[segments == 0] = IGNORED
-    return Batch(tokens, targets, segments, extra=extra)
+    return Batch(tokens, targets, _needed(segments), extra=extra)
 
 
-def collate_packed(rows, length):
-    """Rows of a decoder -> Batch (R, T) of as few rows of `length` as best fit finds, each row a document of its own (`segments`)."""
-    return pack([(row.tokens[:-1], _shifted(row)[:-1]) for row in rows], length)
+def collate_packed(rows, length, layout=None):
+    """Rows of a decoder -> Batch (R, T): side by side, each a document of its own (`segments`), in as few as best fit finds.
+
+    layout: R lists of indices of rows, where it is known which come together. The last token of a row predicts nothing and takes no room.
+    """
+    return pack([(row.tokens[:-1], _shifted(row)[:-1]) for row in rows], length, layout)
+
+
+def _needed(segments):
+    """None where every row is full: one document and no padding."""
+    return segments if (segments == 0).any() else None
 
 
 def _shifted(row):

@@ -14,39 +14,88 @@ from pyllm.data.packing import packed_windows, window
 ROUNDS = 6
 
 
-class Loader:
+class Cursor:
+    """Abstract. An endless stream of shuffled epochs, and where it stands: `epoch` counts from 0, `position` the units of it given so far.
+
+    A subclass gives `count(epoch)`, the units of an epoch, and `identity()`, what a state has to agree on, for JSON. seed: the order
+    depends on it and on the epoch alone. shuffle=False: in order.
+    """
+
+    def __init__(self, seed, shuffle):
+        if type(seed) is not int or not 0 <= seed < 1 << 63:
+            raise ValueError(f"{type(self).__name__}: seed is {seed!r}, expected a whole number from 0 to 2^63 - 1")
+        self.seed, self.shuffle = seed, bool(shuffle)
+        self.epoch, self.position = 0, 0
+
+    def __iter__(self):
+        return self
+
+    def count(self, epoch):
+        """Units of an epoch, at least 1."""
+        raise NotImplementedError
+
+    def identity(self):
+        """{name: value}: what a state has to agree on beside the seed."""
+        raise NotImplementedError
+
+    def take(self, n):
+        """The next n units, over the end of an epoch -> [(epoch, first, stop), ...]: places in the order of that epoch."""
+        taken = []
+        while n:
+            epoch, first, count = self.epoch, self.position, self.count(self.epoch)
+            stop = min(first + n, count)
+            taken.append((epoch, first, stop))
+            n, self.position = n - (stop - first), stop
+            if stop == count:
+                self.epoch, self.position = epoch + 1, 0
+        return taken
+
+    def state(self):
+        """The data cursor, for JSON: what `load_state` needs to go on with the very next batch."""
+        return {"epoch": self.epoch, "position": self.position, "seed": self.seed, "shuffle": self.shuffle, **self.identity()}
+
+    def load_state(self, state):
+        """Go on where `state` was taken; the number of rows may have changed. ValueError names all that does not fit."""
+        mine, name = self.state(), f"{type(self).__name__}.load_state"
+        if not isinstance(state, dict) or state.keys() != mine.keys():
+            raise ValueError(f"{name}: {state!r}, expected a dict with the keys {', '.join(mine)}")
+        hints = {"fingerprint": " (the data have changed since the state was saved)"}
+        wrong = [f"{key} is {mine[key]!r} here and {state[key]!r} in the state{hints.get(key, '')}"
+                 for key in mine if key not in ("epoch", "position") and state[key] != mine[key]]
+        epoch, position = state["epoch"], state["position"]
+        if not wrong:
+            if type(epoch) is not int or epoch < 0:
+                wrong.append(f"epoch is {epoch!r}, expected a whole number from 0")
+            elif type(position) is not int or not 0 <= position < self.count(epoch):
+                wrong.append(f"position is {position!r}, expected 0 to {self.count(epoch) - 1}")
+        if wrong:
+            raise ValueError(f"{name}: {'; '.join(wrong)}")
+        self.epoch, self.position = epoch, position
+
+
+class Loader(Cursor):
     """Endless iterator of Batch (B, T) over a TokenShards.
 
-    batch: rows. length: T. seed: order and phases depend on it and on the epoch alone. shuffle=False: in order, without phase.
-    A batch at the end of an epoch is filled up from the next one. `epoch` counts from 0.
+    batch: rows. length: T. shuffle=False: in order, without phase. A batch at the end of an epoch is filled up from the next one.
     corrupted: None, or what becomes of the windows (see pyllm.data.corruptions); a row draws from (seed, epoch, its window), so that
     every epoch corrupts anew, a resumed run as one that never stopped, and any batch size gives the same rows.
     """
 
     def __init__(self, shards, batch, length, seed, shuffle=True, corrupted=None):
         _check("Loader", shards, batch, length)
-        self.corrupted, length = corrupted, length if corrupted is None else corrupted.window(length)
-        if type(seed) is not int or not 0 <= seed < 1 << 63:
-            raise ValueError(f"Loader: seed is {seed!r}, expected a whole number from 0 to 2^63 - 1")
-        self.shards, self.batch, self.length, self.seed, self.shuffle = shards, batch, length, seed, bool(shuffle)
-        self.epoch, self.position = 0, 0  # position: how many windows of this epoch have been given
-
-    def __iter__(self):
-        return self
+        super().__init__(seed, shuffle)
+        self.shards, self.batch, self.corrupted = shards, batch, corrupted
+        self.length = length if corrupted is None else corrupted.window(length)
 
     def __next__(self):
         starts, keys = [], []
-        while len(starts) < self.batch:
-            first, count = self._windows(self.epoch)
-            stop = min(self.position + self.batch - len(starts), count)
-            index = np.arange(self.position, stop)
+        for epoch, begin, stop in self.take(self.batch):
+            first, count = self._windows(epoch)
+            index = np.arange(begin, stop)
             if self.shuffle:
-                index = permute(index, count, key(self.seed, self.epoch, 0))
+                index = permute(index, count, key(self.seed, epoch, 0))
             starts += (first + index * self.length).tolist()
-            keys += [key(self.seed, self.epoch, 2, int(i)) for i in index] if self.corrupted else []
-            self.position = stop
-            if stop == count:
-                self.epoch, self.position = self.epoch + 1, 0
+            keys += [key(self.seed, epoch, 2, int(i)) for i in index] if self.corrupted else []
         return _batch(self.shards, starts, self.length, self.corrupted, keys)
 
     def _windows(self, epoch):
@@ -56,29 +105,12 @@ class Loader:
         first = phase - self.length if phase else 0
         return first, -(-(predictable - first) // self.length)
 
-    def state(self):
-        """The data cursor, for JSON: what `load_state` needs to go on with the very next batch."""
-        corrupted = {"corruption": self.corrupted.name} if self.corrupted else {}
-        return {"epoch": self.epoch, "position": self.position, "seed": self.seed, "length": self.length, "shuffle": self.shuffle,
-                "fingerprint": self.shards.fingerprint, **corrupted}
+    def count(self, epoch):
+        return self._windows(epoch)[1]
 
-    def load_state(self, state):
-        """Go on where `state` was taken; the number of rows may have changed. ValueError names all that does not fit."""
-        mine = self.state()
-        if not isinstance(state, dict) or state.keys() != mine.keys():
-            raise ValueError(f"Loader.load_state: {state!r}, expected a dict with the keys {', '.join(mine)}")
-        hints = {"fingerprint": " (the corpus has changed since the state was saved)"}
-        wrong = [f"{name} is {mine[name]!r} here and {state[name]!r} in the state{hints.get(name, '')}"
-                 for name in mine if name not in ("epoch", "position") and state[name] != mine[name]]
-        epoch, position = state["epoch"], state["position"]
-        if not wrong:
-            if type(epoch) is not int or epoch < 0:
-                wrong.append(f"epoch is {epoch!r}, expected a whole number from 0")
-            elif type(position) is not int or not 0 <= position < self._windows(epoch)[1]:
-                wrong.append(f"position is {position!r}, expected 0 to {self._windows(epoch)[1] - 1}")
-        if wrong:
-            raise ValueError(f"Loader.load_state: {'; '.join(wrong)}")
-        self.epoch, self.position = epoch, position
+    def identity(self):
+        corrupted = {"corruption": self.corrupted.name} if self.corrupted else {}
+        return {"length": self.length, "fingerprint": self.shards.fingerprint, **corrupted}
 
 
 def validation(shards, batch, length, corrupted=None):

@@ -45,16 +45,17 @@ def next_token(ids):
     return ids[:-1], ids[1:]
 
 
-def pack(documents, length):
+def pack(documents, length, rows=None):
     """Short documents, (tokens, targets) pairs of equal 1-D arrays -> Batch (R, T) with as few rows as best fit finds.
 
-    Nothing is dropped or cut. Raises ValueError naming the document that is empty or longer than `length`.
+    rows: R lists of indices of documents, where it is known which share a row. Nothing is dropped or cut. Raises
+    ValueError naming the document that is empty or longer than `length`.
     """
     for i, (tokens, targets) in enumerate(documents):
         if not 1 <= len(tokens) <= length or len(targets) != len(tokens):
             raise ValueError(f"pack: document {i} has {len(tokens)} tokens and {len(targets)} targets; expected as many of each, "
                              f"from 1 to {length}. Truncate or split longer documents first")
-    rows = best_fit([len(tokens) for tokens, _ in documents], length)
+    rows = best_fit([len(tokens) for tokens, _ in documents], length) if rows is None else rows
     out = [np.full((len(rows), length), fill, np.int32) for fill in (0, IGNORED, 0)]
     for r, row in enumerate(rows):
         at = 0

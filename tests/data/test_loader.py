@@ -148,10 +148,10 @@ def test_states_that_do_not_fit():
     shards, other = corpus([50]), corpus([51])
     loader = Loader(shards, 2, 4, seed=1)
     state = Loader(other, 2, 4, seed=1).state()
-    with pytest.raises(ValueError, match=f"{shards.fingerprint}.*{other.fingerprint}.*corpus has changed"):
+    with pytest.raises(ValueError, match=f"{shards.fingerprint}.*{other.fingerprint}.*data have changed"):
         loader.load_state(state)
     good = loader.state()
-    for change, message in (({"seed": 2}, "seed is 1 here and 2 in the state"), ({"length": 5, "shuffle": False}, "length.*shuffle"),
+    for change, message in (({"seed": 2}, "seed is 1 here and 2 in the state"), ({"length": 5, "shuffle": False}, "shuffle.*length"),
                             ({"epoch": -1}, "epoch is -1"), ({"epoch": 1.0}, "epoch is 1.0"),
                             ({"position": 14}, "position is 14, expected 0 to"), ({"position": None}, "position is None"),
                             ({"extra": 1}, "expected a dict with the keys epoch, position")):
