@@ -17,7 +17,8 @@ PACKAGE, CSRC = ROOT / "pyllm", ROOT / "csrc"
 PYTHON = sorted(p for p in PACKAGE.rglob("*.py*") if p.suffix in (".py", ".pyx"))
 CPP = sorted(p for p in CSRC.rglob("*") if p.suffix in (".cpp", ".h"))
 NATIVE = sorted(p for p in (ROOT / "tests/native").iterdir() if p.is_file())
-CODE = PYTHON + CPP + NATIVE + sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "benchmarks").rglob("*.py")) + [ROOT / "setup.py"]
+SCRIPTS = [p for folder in ("tests", "benchmarks", "examples") for p in sorted((ROOT / folder).rglob("*.py"))]
+CODE = PYTHON + CPP + NATIVE + SCRIPTS + [ROOT / "setup.py"]
 
 # A part imports only from itself and from lower layers.
 LAYERS = [

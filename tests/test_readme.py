@@ -23,7 +23,7 @@ def test_the_python_example_runs(tmp_path):
 
 def test_the_tree_names_every_file():
     tree = re.findall(r"```\n(pyproject.*?)```", README, re.S)[0]
-    files = [p.name for folder in ("csrc", "pyllm", "benchmarks", "tests/native") for p in (ROOT / folder).rglob("*")
+    files = [p.name for folder in ("csrc", "pyllm", "benchmarks", "examples", "tests/native") for p in (ROOT / folder).rglob("*")
              if p.suffix in (".py", ".pyx", ".h", ".cpp") and p.name != "__init__.py" and p != ROOT / "benchmarks/__main__.py"]
     words = set(re.findall(r"[\w.]+", tree))
     assert not [f for f in files if f not in words], "not in README's tree"

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyllm.data.batches import Batches
+from pyllm.data.batches import Batches, row_batches
+from pyllm.data.render import Row
 
 lengths = st.lists(st.integers(1, 12), min_size=1, max_size=200)
 settings = st.one_of(st.builds(lambda n: {"batch": n}, st.integers(1, 7)), st.builds(lambda n: {"tokens": n}, st.integers(12, 40)),
@@ -73,3 +74,13 @@ def test_errors():
     state = Batches([3, 9], None, batch=2).state()
     with pytest.raises(ValueError, match="rows is 1 here and 2 in the state; tokens_in_all is 12 here"):
         Batches([12], None, batch=2).load_state({**state, "tokens_in_all": 11})
+
+
+def test_rows_are_collated_or_packed_and_none_is_lost():
+    rows = [Row(np.arange(n, dtype=np.int32), np.arange(n) > 0) for n in range(2, 30)]
+    for options in ({"batch": 4}, {"tokens": 64}, {"batch": 2, "pack": 32}):
+        found = [int(t) for batch in row_batches(rows, **options).once() for t in batch.targets[batch.targets >= 0]]
+        assert sorted(found) == sorted(t for n in range(2, 30) for t in range(1, n))
+    answers = [Row(np.arange(3, dtype=np.int32), np.zeros(3, bool), np.arange(1, n, dtype=np.int32)) for n in range(2, 9)]
+    batch = next(row_batches(answers, start=0, batch=7, shuffle=False))
+    assert batch.targets.shape == (7, 7) and batch.decoder_tokens[:, 0].tolist() == [0] * 7 and batch.count == sum(range(1, 8))

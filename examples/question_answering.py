@@ -1,0 +1,84 @@
+"""Where in a text an answer stands, or that there is none: an encoder learns from SQuAD v2; exact match and F1 on passages it has not seen.
+
+    python examples/question_answering.py squadv2-samples --model MiniLM     # with squadv2_samples.csv: passages with questions
+"""
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+
+import common
+
+import pyllm
+from pyllm import data, training
+from pyllm.evaluate import exact_match, token_f1
+from pyllm.models.bert import Bert, BertConfig
+from pyllm.objectives import span
+from pyllm.text import WordPiece
+
+NONE = "Not in background."
+
+
+def questions(path):
+    """-> {passage: [(question, [right answers])]} of the file's prompts: a passage, questions with answers, one that ref_text answers."""
+    found = {}
+    with open(path, encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            passage, _, rest = row["context"].partition("Background: ")[2].partition("\n\nQ:")
+            asked = re.findall(r"Q: (.*?)\n\nA: ?(.*?)(?:\n\n|$)", f"Q:{rest}", re.S)
+            known = found.setdefault(passage, {})
+            known.update({question: answer.split("|") for question, answer in asked[:-1]})
+            known[asked[-1][0]] = row["ref_text"].split("|")
+    return found
+
+
+def example(passage, question, answers):
+    """-> an example of the kind "question": the answers that stand in the passage, none for one that does not."""
+    places = [(a, passage.index(a)) for a in answers if a != NONE and a in passage]
+    return {"question": question, "context": passage, "answers": places, "references": answers, "where": question}
+
+
+args = common.arguments(__doc__, model="a folder with a pretrained encoder (default: a small one from scratch)", steps="default 300")
+steps = int(args.steps or (3 if args.quick else 300))
+passages = list(questions(Path(args.data) / "squadv2_samples.csv").items())
+order = np.random.default_rng(args.seed).permutation(len(passages))
+cut = [len(order) * part // 10 for part in (6, 8)]  # six tenths to learn from, two for validation, two for the test
+train, valid, test = ([example(passages[i][0], q, a) for i in part for q, a in passages[i][1].items()] for part in np.split(order, cut))
+if args.model:
+    base, tokenizer = pyllm.load(args.model)
+    tokenizer.truncation = None  # of the file; the rows below are cut in the passage alone
+else:
+    tokenizer = WordPiece.train([passage for passage, _ in passages], 500 if args.quick else 4000)
+    base = Bert.alone(BertConfig.from_sizes({"vocab_size": tokenizer.vocab_size, "layers": 2, "heads": 4, "width": 32, "context": 256})
+                      ).initialize(args.seed)
+model, new, _ = training.transfer(base, "span", seed=args.seed)
+length = min(384, model.config.size("context"))
+rows = [[data.render(e, "question", tokenizer, architecture="encoder", max_length=length) for e in part] for part in (train, valid, test)]
+print(f"{len(train)} questions to learn from, {len(valid)} for validation, {len(test)} for the test; new: {', '.join(new)}")
+
+common.fit(model, span, data.row_batches(rows[0], batch=16, seed=args.seed), data.row_batches(rows[1], batch=16, shuffle=False), args,
+           steps=steps, lr=2e-4 if args.model else 1e-3, every=max(1, steps // 6), by=lambda found: -found.metrics["accuracy"], ema=0.95,
+           betas=(0.9, 0.999))
+if args.out:
+    pyllm.save(model, tokenizer, args.out)
+
+
+def answer(example, row):
+    """-> the likeliest span of the passage, or NONE where the first token, which stands for that, is likelier."""
+    _, types, places = tokenizer.encode_pair(example["question"], example["context"])
+    batch = data.collate([row])
+    with pyllm.no_grad():
+        begin, end = model(batch.tokens, batch.segments, types=batch.extra["types"]).data[0].T
+    inside = np.array(types[: len(begin)]) == 1
+    inside[-1] = False  # [SEP]
+    tokens = np.arange(len(begin)) - np.arange(len(begin))[:, None]  # from the first of a span to its last
+    scores = np.where(np.outer(inside, inside) & (tokens >= 0) & (tokens < 30), begin[:, None] + end, -np.inf)
+    first, last = np.unravel_index(scores.argmax(), scores.shape)
+    return example["context"][places[first][0] : places[last][1]] if scores.max() > begin[0] + end[0] else NONE
+
+
+answers, right = [answer(e, row) for e, row in zip(test, rows[2])], [e["references"] for e in test]
+print(f"{test[0]['question']} {answers[0]!r}, right is {right[0]}")
+for name, given in (("always none", [NONE] * len(test)), ("the model", answers)):
+    print(f"{name}: exact match {exact_match(given, right)}, F1 {token_f1(given, right)}")

@@ -1,0 +1,77 @@
+"""Every example runs from files to a printed metric, in a small form, on a few lines of data of the published layout."""
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+WORDS = ["a", "man", "runs", "dog", "red", "big", "sees", "the", "film", "good"]
+
+
+def phrases(count, length, seed=0):
+    return [" ".join(np.random.default_rng((seed, i)).choice(WORDS, length)) for i in range(count)]
+
+
+def lines(path, texts):
+    path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+
+
+def text_generation(folder):
+    lines(folder / "input.txt", [f"ROMEO: {text}" for text in phrases(100, 8)])
+
+
+def translation(folder):
+    for stem, count in (("train", 60), ("val", 8), ("test_2016_flickr", 8)):
+        texts = phrases(count, 5)
+        lines(folder / f"{stem}.en", texts)
+        lines(folder / f"{stem}.de", [text.upper() for text in texts])
+
+
+def summarisation(folder):
+    for split, keys in (("dev", ("summary",)), ("test", ("summary1", "summary2", "summary3"))):
+        records = [{"dialogue": f"#Person1#: {text}", **dict.fromkeys(keys, text)} for text in phrases(20, 9)]
+        lines(folder / f"dialogsum.{split}.jsonl", map(json.dumps, records))
+
+
+def question_answering(folder):
+    with open(folder / "squadv2_samples.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["", "context", "ref_text", "sample"])
+        for i, text in enumerate(phrases(20, 12)):
+            table.writerow([i, f"Title: T\n\nBackground: {text} {i}.\n\nQ: Which word?\n\nA: {text.split()[3]}\n\nQ: And which?\n\nA:",
+                            "Not in background." if i % 2 else f"{text.split()[2]}|{text.split()[5]}", "x"])
+
+
+def sentiment(folder):
+    for split, count in (("train", 40), ("dev", 8), ("test", 8)):
+        lines(folder / f"{split}.tsv", [f"{text}\t{i % 2}" for i, text in enumerate(phrases(count, 6))])
+
+
+CASES = {text_generation: r"validation: [\d.]+ nats a character", translation: r"BLEU [\d.]+ .*nrefs:1", summarisation: r"rouge1 [\d.]+ \(",
+         question_answering: r"the model: exact match [\d.]+ .*F1", sentiment: r"accuracy on the test split: [\d.]+ \("}
+
+
+@pytest.mark.parametrize("make", CASES, ids=lambda make: make.__name__)
+def test_example(make, tmp_path):
+    if make is translation:
+        pytest.importorskip("sacrebleu")
+    data = tmp_path / "data"
+    data.mkdir()
+    make(data)
+    script = ROOT / "examples" / f"{make.__name__}.py"
+    command = [sys.executable, str(script), str(data), "--quick", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT), "PYLLM_THREADS": "1"},
+                          timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(CASES[make], done.stdout, re.I), done.stdout
+    assert (tmp_path / "out/model.safetensors").is_file()
+
+
+def test_every_example_is_here():
+    assert {f"{make.__name__}.py" for make in CASES} | {"common.py"} == {p.name for p in (ROOT / "examples").glob("*.py")}
