@@ -7,16 +7,16 @@ import numpy as np
 
 from pyllm import kernels as K
 from pyllm.errors import ConfigError, FormatError, suggest
-from pyllm.gguf import read_config, restore
+from pyllm.gguf import file_type, read_config, restore, write_config, write_tensors
 from pyllm.io import gguf
 from pyllm.io.files import atomic_folder, read_json, write_json
 from pyllm.io.ggml import KINDS, Blocks, float32, kind_of
-from pyllm.io.safetensors import read_shards, write_shards
+from pyllm.io.safetensors import read_shards, to_bf16, to_f16, write_shards
 from pyllm.kernels.packed import FORMATS, Packed
 from pyllm.models import FAMILIES, HEADS
 from pyllm.models.base import Config
 from pyllm.nn import Embedding, Layer, Linear
-from pyllm.text import from_gguf, has_tokenizer, read_tokenizer
+from pyllm.text import from_gguf, has_tokenizer, read_tokenizer, to_gguf
 
 SHARD = 5_000_000_000  # bytes of a weights file at most
 
@@ -263,30 +263,59 @@ def _equal(one, other):
     return one.shape == other.shape and np.array_equal(float32(one), float32(other))
 
 
-def checkpoint_tensors(model):
+def checkpoint_tensors(model, dtype="f32"):
     """-> {name: array} as the family's checkpoints hold them; ValueError for adapters and packed weights, which those cannot hold."""
+    _refuse_adapters(model)
+    packed = dict(model.named_packed())
+    if packed:
+        raise ValueError(f"save: {len(packed)} packed weights, among them {next(iter(packed.items()))}; a folder holds floats. "
+                         "Hint: pyllm.quantize(model, 'f32') turns them back; a GGUF file holds them: save to a path that ends in .gguf")
+    cast = {"f32": lambda a: a, "f16": to_f16, "bf16": to_bf16}[dtype]
+    return {n: cast(a.T if n.endswith(model.TRANSPOSED) and a.ndim == 2 else a) for n, a in model.state().items()}
+
+
+def _refuse_adapters(model):
     adapters = [path for path, m in model.named_modules() if isinstance(m, Layer) and m.adapter]
     if adapters:
         raise ValueError(f"save: {len(adapters)} adapters in the model, the first at {adapters[0]}; a model folder holds none. "
                          "Hint: pyllm.peft.save writes them, pyllm.peft.merge works them into the weights")
-    packed = dict(model.named_packed())
-    if packed:
-        raise ValueError(f"save: {len(packed)} packed weights, among them {next(iter(packed.items()))}; a folder holds floats. "
-                         "Hint: pyllm.quantize(model, 'f32') turns them back")
-    return {n: a.T if n.endswith(model.TRANSPOSED) and a.ndim == 2 else a for n, a in model.state().items()}
 
 
-def save(model, tokenizer, path):
-    """Writes a folder that `load` and the transformers library open; an older one of that name is replaced when all is written."""
+DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}  # what weights are written as -> its name in config.json
+
+
+def save(model, tokenizer, path, dtype="f32"):
+    """Writes a folder that `load` and the transformers library open, or where `path` ends in .gguf a file that llama.cpp opens too.
+
+    What was there is replaced when all is written. tokenizer may be None. dtype: f32, f16 or bf16; in a GGUF file norms and biases stay
+    float32 and packed weights are written as they are. ConfigError: a family, a configuration or a tokenizer that GGUF has no place for;
+    ValueError: packed weights in a folder, adapters, weights beyond float16's range.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"save: dtype={dtype!r}; expected one of {', '.join(DTYPES)}")
+    if Path(path).suffix == ".gguf":
+        return _save_gguf(model, tokenizer, path, dtype)
     with atomic_folder(path) as folder:
-        write_files(model, tokenizer, folder)
+        write_files(model, tokenizer, folder, dtype)
 
 
-def write_files(model, tokenizer, folder):
+def write_files(model, tokenizer, folder, dtype="f32"):
     """Writes what `save` writes into a folder that exists; tokenizer may be None."""
-    write_json(folder / "config.json", {**model.config.to_dict(), "architectures": [model.architecture]})
+    config = {**model.config.to_dict(), "architectures": [model.architecture], "dtype": DTYPES[dtype]}
+    config.pop("torch_dtype", None)  # dtype's older name
+    write_json(folder / "config.json", config)
     if model.generation is not None:
         write_json(folder / "generation_config.json", model.generation)
-    write_shards(folder, checkpoint_tensors(model), SHARD, {"format": "pt"})
+    write_shards(folder, checkpoint_tensors(model, dtype), SHARD, {"format": "pt"})
     if tokenizer is not None:
         tokenizer.save(folder)
+
+
+def _save_gguf(model, tokenizer, path, dtype):
+    _refuse_adapters(model)
+    family, metadata = write_config(model.config)
+    tensors = write_tensors(model, family, dtype)
+    metadata |= {"general.file_type": file_type(tensors), "general.quantization_version": 2}
+    if tokenizer is not None:
+        metadata |= to_gguf(tokenizer, model.config.vocab_size)
+    gguf.write(path, metadata, tensors)

@@ -6,6 +6,8 @@ import numpy as np
 
 from pyllm.errors import ConfigError, FormatError, suggest
 from pyllm.io.ggml import KINDS, Blocks, float32, kind_of
+from pyllm.io.gguf import Later
+from pyllm.io.safetensors import to_bf16, to_f16
 from pyllm.kernels.packed import Packed
 from pyllm.nn.rotary import llama3, plain_frequencies
 
@@ -229,3 +231,96 @@ def _turn(tensor, heads, split):
         return float32(tensor).reshape(heads, *split).swapaxes(1, 2).reshape(-1)
     data = tensor.data if isinstance(tensor, Blocks) else np.ascontiguousarray(tensor).view(np.uint8)
     return Blocks(kind_of(tensor), tensor.shape, data.reshape(heads, *split, data.shape[-1]).swapaxes(1, 2))
+
+
+# ---- writing
+
+def write_config(config):
+    """config: a model's -> (Family, {key of a GGUF file: value}). ConfigError names every value that the format has no place for."""
+    name = WRITTEN_AS.get(config.model_type)
+    if name is None:
+        raise ConfigError(f"GGUF: no names are known for models of type {config.model_type}; expected one of {', '.join(WRITTEN_AS)}")
+    family, values = FAMILIES[name], {}
+    wrong = [f"{key}={getattr(config, key)!r}, where it means {value!r}" for key, value in family.fixed.items()
+             if getattr(config, key) != value]
+    for key, ours in family.keys.items():
+        value = {"num_key_value_heads": lambda: config.kv_heads, "head_dim": lambda: config.head_size,
+                 "n_inner": lambda: config.n_inner or 4 * config.n_embd}.get(key, lambda: getattr(config, key))()
+        values[ours] = float(value) if ours.endswith(("epsilon", "base", "base_swa")) else value
+    if config.model_type == "mistral" and config.sliding_window:
+        values["attention.sliding_window"] = config.sliding_window
+    if name == "llama" and config.model_type == "llama" and config.mlp_bias and not config.attention_bias:
+        wrong.append("mlp_bias without attention_bias")
+    if name == "gemma3" and config.query_pre_attn_scalar != gemma_scalar(vars(config)):
+        wrong.append(f"query_pre_attn_scalar={config.query_pre_attn_scalar}, where it means {gemma_scalar(vars(config))}")
+    if name != "gpt2":
+        values |= {"attention.value_length": config.head_size, "rope.dimension_count": config.head_size}
+        _write_rotary(config, values, wrong)
+    if wrong:
+        raise ConfigError(f"GGUF: {config.model_type} with {'; '.join(wrong)}: the format has no place for that")
+    values["vocab_size"] = config.vocab_size
+    return family, {"general.architecture": name, "general.type": "model", **{f"{name}.{key}": value for key, value in values.items()}}
+
+
+def _write_rotary(config, values, wrong):
+    """The keys of rope_scaling into values, what cannot be said into wrong."""
+    scaling = config.rope_scaling or {"rope_type": "none"}
+    kind = scaling["rope_type"]
+    known = {"none": {}, "linear": {"factor": "rope.scaling.factor"},
+             "yarn": {"factor": "rope.scaling.factor", "original_max_position_embeddings": "rope.scaling.original_context_length", **_YARN},
+             "llama3": {"factor": None, "original_max_position_embeddings": "rope.scaling.original_context_length"}}.get(kind, {})
+    left = {key: value for key, value in scaling.items() if key not in known and key != "rope_type" and value is not None}
+    if kind == "llama3":
+        left = {key: value for key, value in left.items() if WHAT_LLAMA3_LEAVES_OUT.get(key) != value}
+    if kind == "dynamic" or left:
+        wrong.append(f"rope_scaling={scaling}")
+        return
+    if kind in ("linear", "yarn"):
+        values["rope.scaling.type"] = kind
+    for key, ours in known.items():
+        if ours and scaling.get(key) is not None:
+            values[ours] = scaling[key] if ours.endswith("length") else float(scaling[key])
+
+
+def write_tensors(model, family, floats="f32"):
+    """-> {GGUF's name: array, Blocks or Later} of a language model; packed weights as they are, others of two dimensions in `floats`: f32,
+    f16 or bf16; ConfigError for parameters without a name in the format."""
+    config = model.config
+    own = {**{path: p.data for path, p in model.named_parameters()}, **dict(model.named_packed())}
+    names = {theirs: ours for ours, theirs in family.names(config.size("layers")).items()}
+    extra = [path for path in own if path not in names]
+    if extra:
+        raise ConfigError(f"GGUF: {len(extra)} parameters of {type(model).__name__} have no name in the format: {', '.join(extra[:5])}")
+    found = {names[path]: _written(names[path], weight, family, config, floats) for path, weight in own.items()}
+    found = {name: found[name] for name in family.names(config.size("layers")) if name in found}
+    scaling = getattr(config, "rope_scaling", None)
+    if scaling and scaling["rope_type"] == "llama3":
+        found["rope_freqs.weight"] = llama3_factors(config.rope_theta, config.head_size, scaling)
+    return found
+
+
+def _written(name, weight, family, config, floats):
+    """weight: array or Packed -> what the file holds."""
+    heads = _turned_heads(name, {"num_attention_heads": config.num_attention_heads, "num_key_value_heads": config.kv_heads}) \
+        if family.interleaved else 0
+
+    def turned(tensor):
+        return _turn(tensor, heads, (2, -1)) if heads else tensor
+
+    if isinstance(weight, Packed):
+        kind = weight.format.upper()
+        return Later(kind, weight.shape, lambda: turned(Blocks(kind, weight.shape, weight.to_blocks())))
+    if weight.ndim == 2 and floats != "f32":
+        make = to_bf16 if floats == "bf16" else to_f16
+        return Later(floats.upper(), weight.shape, lambda: turned(make(weight)))
+    return turned(weight + np.float32(family.offset) if family.offset and name.endswith("norm.weight") else weight)
+
+
+def file_type(tensors):
+    """tensors: of write_tensors -> general.file_type: the type that most weights of two dimensions have."""
+    count = {}
+    for tensor in tensors.values():
+        if len(tensor.shape) == 2:
+            kind = tensor.kind if isinstance(tensor, Later) else kind_of(tensor)
+            count[kind] = count.get(kind, 0) + int(np.prod(tensor.shape))
+    return FILE_TYPES[max(count, key=count.get)]

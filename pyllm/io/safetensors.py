@@ -297,6 +297,15 @@ def to_bf16(array):
     return np.where((bits & 0x7FFFFFFF) > 0x7F800000, quiet, rounded).__rshift__(16).astype("<u2").view(BF16).reshape(array.shape)
 
 
+def to_f16(array):
+    """(...) float32 -> (...) float16; ValueError where a value is beyond its range."""
+    with np.errstate(over="ignore"):
+        half = np.asarray(array).astype(np.float16)
+    if not np.isfinite(half).all() and np.isfinite(array).all():
+        raise ValueError(f"to_f16: values up to {np.abs(array).max():g}; float16 ends at 65504. Hint: bf16 has the range of float32")
+    return half
+
+
 def _f8_values(mantissa):
     """(256,) float32: the value of each byte. E4M3 has no infinity and one NaN; E5M2 is IEEE. Source: arXiv:2209.05433."""
     code = np.arange(256)

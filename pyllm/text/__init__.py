@@ -1,7 +1,7 @@
 """Tokenizers of every kind, read from and written to tokenizer.json. NumPy only."""
 _HOME = {"ByteLevelBPE": "bpe", "SentencePieceBPE": "sentencepiece", "Unigram": "unigram", "WordPiece": "wordpiece",
          "WordLevel": "wordpiece", "CharTokenizer": "chars", "AddedToken": "added", "Tokenizer": "base", "read_tokenizer": "tokenizer_json",
-         "has_tokenizer": "tokenizer_json", "from_gguf": "gguf_vocab"}
+         "has_tokenizer": "tokenizer_json", "from_gguf": "gguf_vocab", "to_gguf": "gguf_vocab"}
 __all__ = sorted(_HOME)
 
 

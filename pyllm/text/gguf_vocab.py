@@ -1,8 +1,10 @@
-"""Vocabularies in GGUF files: the keys tokenizer.ggml.* -> a Tokenizer."""
-from ..errors import FormatError
-from .bpe import byte_level, write_pre_tokenizer
+"""Vocabularies in GGUF files: the keys tokenizer.ggml.* <-> a Tokenizer."""
+from ..errors import ConfigError, FormatError
+from .bpe import ByteLevelBPE, byte_level, write_pre_tokenizer
+from .chat import as_file
 from .pattern import short
-from .spiece import BPE, CONTROL, UNIGRAM, UNKNOWN, USER_DEFINED, Pieces, as_json
+from .sentencepiece import SentencePieceBPE
+from .spiece import BPE, BYTE, CONTROL, NORMAL, UNIGRAM, UNKNOWN, UNUSED, USER_DEFINED, Pieces, as_json
 from .split import DIGITS, GPT2, LLAMA3, O200K, QWEN2
 from .template import around
 from .tokenizer_json import build
@@ -11,6 +13,8 @@ from .vocab_files import word_piece
 PRE = {"gpt-2": GPT2, "default": GPT2, "llama-bpe": LLAMA3, "llama3": LLAMA3, "llama-v3": LLAMA3, "qwen2": QWEN2, "smollm": DIGITS,
        "gpt-4o": O200K, "roberta-bpe": GPT2, "jina-v2-en": GPT2, "phi-2": GPT2, "starcoder": DIGITS, "refact": DIGITS, "command-r": DIGITS}
 MODELS = ("gpt2", "llama", "bert", "t5")
+ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep": "seperator", "cls": "cls", "mask": "mask"}
+WHOLE = ("llama-bpe", "llama3", "llama-v3")  # whose words that are tokens are taken whole
 
 
 def from_gguf(metadata):
@@ -22,22 +26,27 @@ def from_gguf(metadata):
             raise FormatError(f"tokenizer.ggml.{name} is {short(value)}, expected {getattr(kind, '__name__', kind)}")
         return value
 
-    template = metadata.get("tokenizer.chat_template")
-    config = {"chat_template": template} if isinstance(template, str) else {}
+    template, names = metadata.get("tokenizer.chat_template"), metadata.get("tokenizer.chat_templates", [])
+    named = {n: metadata.get(f"tokenizer.chat_template.{n}") for n in (names if isinstance(names, list) else []) if n != "default"}
+    if named:
+        template = [{"name": n, "template": t} for n, t in {"default": template, **named}.items() if t is not None]
+    config = {} if template is None else {"chat_template": template}
     model, tokens, count = key("model", str), list(key("tokens", (list, tuple))), 0
-    types = list(key("token_type", (list, tuple), [1] * len(tokens)))
+    types = list(key("token_type", (list, tuple), [NORMAL] * len(tokens)))
     if model not in MODELS:
         raise FormatError(f"tokenizer.ggml.model is {model!r:.60}; supported: {', '.join(MODELS)}")
     if len(types) != len(tokens) or not all(isinstance(token, str) for token in tokens):
         raise FormatError(f"tokenizer.ggml.tokens has {len(tokens)} entries, token_type {len(types)}; expected as many, all strings")
-    ids = {role: metadata.get(f"tokenizer.ggml.{name}_token_id") for role, name in (
-        ("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"), ("sep", "seperator"), ("cls", "cls"), ("mask", "mask"))}
-    ids = {role: int(i) for role, i in ids.items() if i is not None and 0 <= int(i) < len(tokens)}
+    stated = len(tokens)
+    while tokens and types[-1] == UNUSED and tokens[-1] == f"[PAD{len(tokens) - 1}]":  # rows of the model that no token has
+        del tokens[-1], types[-1]
+    ids = {role: key(f"{name}_token_id", (int, type(None))) for role, name in ROLES.items()}
+    ids = {role: i for role, i in ids.items() if i is not None and 0 <= i < len(tokens)}
     bos, eos = (key(f"add_{role}_token", bool, default) for role, default in (("bos", model == "llama"), ("eos", model == "t5")))
     if model in ("llama", "t5"):
-        scores = list(key("scores", (list, tuple), [0.0] * len(tokens)))
-        if len(scores) != len(tokens):
-            raise FormatError(f"tokenizer.ggml.scores has {len(scores)} entries for {len(tokens)} tokens")
+        scores = list(key("scores", (list, tuple), [0.0] * stated))
+        if len(scores) != stated:
+            raise FormatError(f"tokenizer.ggml.scores has {len(scores)} entries for {stated} tokens")
         found = Pieces(list(zip(tokens, map(float, scores), types)), BPE if model == "llama" else UNIGRAM, model == "llama",
                        bytes(key("precompiled_charsmap", (list, tuple, bytes), b"")), key("add_space_prefix", bool, True),
                        key("remove_extra_whitespaces", bool, model == "t5"), True, {"unk": -1, "bos": -1, "eos": -1, "pad": -1, **ids})
@@ -59,8 +68,74 @@ def from_gguf(metadata):
     added = [{"id": i, "content": token, "special": kind != USER_DEFINED}
              for (token, i), kind in zip(vocab.items(), types) if kind in (UNKNOWN, CONTROL, USER_DEFINED)]
     data = {"model": {"type": "BPE", "vocab": vocab, "merges": list(key("merges", (list, tuple))),
-                      "ignore_merges": pre in ("llama-bpe", "llama3", "llama-v3")},
+                      "ignore_merges": pre in WHOLE},
             "added_tokens": added, "pre_tokenizer": write_pre_tokenizer(PRE[pre], key("add_space_prefix", bool, False)),
             "decoder": byte_level(True, True), "normalizer": {"type": "NFC"} if pre == "qwen2" else None,
             "post_processor": around(roles.get("bos") if bos else None, roles.get("eos") if eos else None, tokens)}
     return build(data, roles, config)
+
+
+PROBE = " Hello world's  1234,5678\n\n \tÄé\u0301 日本語 \U0001f642 don't DON'T x=[1];\r\n   end "
+
+
+def to_gguf(tokenizer, size):
+    """size: the rows of the model's embedding, at least as many as there are tokens -> {key of a GGUF file: value}.
+
+    ConfigError where the format cannot say what the tokenizer does: what is written is read again and must give the same ids.
+    """
+    kind = type(tokenizer).__name__
+    if not isinstance(tokenizer, (ByteLevelBPE, SentencePieceBPE)):
+        raise ConfigError(f"GGUF: a {kind} has no place in the format; expected a ByteLevelBPE or a SentencePieceBPE")
+    tokens = [tokenizer.token(i) for i in range(tokenizer.vocab_size)]
+    types = [NORMAL] * len(tokens)
+    for token in tokenizer.added:
+        types[token.id] = CONTROL if token.special else USER_DEFINED
+    keys = {"add_bos_token": tokenizer.puts_bos, "add_eos_token": tokenizer._template.single[-1][0] == tokenizer.eos_id is not None}
+    if isinstance(tokenizer, ByteLevelBPE):
+        steps, whole = tokenizer.parts["pre_tokenizer"], tokenizer.ignore_merges
+        pre = next((name for name, pattern in PRE.items() if (name in WHOLE) == whole and (name == "qwen2") == bool(
+            tokenizer.parts.get("normalizer")) and write_pre_tokenizer(pattern, tokenizer.add_prefix_space) == steps), None)
+        if pre is None:
+            raise ConfigError(f"GGUF: its split pattern has no name in the format: {short(steps)}")
+        keys |= {"model": "gpt2", "pre": pre, "add_space_prefix": tokenizer.add_prefix_space,
+                 "merges": [f"{left} {right}" for left, right in tokenizer.merges]}
+    else:
+        for i in tokenizer.user_defined:
+            types[i] = USER_DEFINED
+        types = [BYTE if len(token) == 6 and token.startswith("<0x") and kind == NORMAL else kind for token, kind in zip(tokens, types)]
+        if tokenizer.unk_token is not None:
+            types[tokenizer.id(tokenizer.unk_token)] = UNKNOWN
+        ranks = {}
+        for rank, (left, right) in enumerate(tokenizer.merges):
+            ranks.setdefault(left + right, -float(rank))
+        keys |= {"model": "llama", "pre": "default", "scores": [ranks.get(token, -float(len(ranks))) for token in tokens],
+                 "add_space_prefix": tokenizer.encode("a a")[-1] == tokenizer.encode("a")[-1]}
+    unused = range(len(tokens), size)
+    keys |= {"tokens": tokens + [f"[PAD{i}]" for i in unused], "token_type": types + [UNUSED] * len(unused)}
+    if "scores" in keys:
+        keys["scores"] += [-float(len(tokens))] * len(unused)
+    ids = {name: getattr(tokenizer, f"{role}_id") for role, name in ROLES.items()}
+    keys |= {f"{name}_token_id": i for name, i in ids.items() if i is not None}
+    found = {f"tokenizer.ggml.{key}": value for key, value in keys.items() if value != []}
+    templates = as_file(tokenizer)
+    if isinstance(templates, list):
+        others = {t["name"]: t["template"] for t in templates}
+        templates = others.pop("default", None)
+        found |= {"tokenizer.chat_templates": list(others), **{f"tokenizer.chat_template.{n}": text for n, text in others.items()}}
+    if templates is not None:
+        found["tokenizer.chat_template"] = templates
+    _check(tokenizer, from_gguf(found))
+    return found
+
+
+def _check(tokenizer, again):
+    """ConfigError unless a tokenizer that was written and read gives the same ids."""
+    first = range(min(2000, tokenizer.vocab_size))
+    texts = [PROBE, *(token.content for token in tokenizer.added), tokenizer.decode(first, skip_special=True)]
+    if [what for what, _ in tokenizer._template.single] != [what for what, _ in again._template.single]:
+        raise ConfigError("GGUF: the format knows a BOS before and an EOS behind a text; this tokenizer puts other tokens there")
+    for text in texts:
+        ours, theirs = (t._pieces(text, True, False)[0].tolist() for t in (tokenizer, again))
+        if ours != theirs:
+            raise ConfigError(f"GGUF: the format cannot say what this tokenizer does: {text!r:.60} is {short(ours)}, and read again "
+                              f"{short(theirs)}")
