@@ -301,8 +301,9 @@ def save(model, tokenizer, path, dtype="f32"):
 
 def write_files(model, tokenizer, folder, dtype="f32"):
     """Writes what `save` writes into a folder that exists; tokenizer may be None."""
-    config = {**model.config.to_dict(), "architectures": [model.architecture], "dtype": DTYPES[dtype]}
-    config.pop("torch_dtype", None)  # dtype's older name
+    config = {**model.config.to_dict(), "architectures": [model.architecture]}
+    if config.pop("torch_dtype", None) or "dtype" in config or dtype != "f32":  # float32 is what no word of it means
+        config["dtype"] = DTYPES[dtype]
     write_json(folder / "config.json", config)
     if model.generation is not None:
         write_json(folder / "generation_config.json", model.generation)
