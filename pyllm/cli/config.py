@@ -28,8 +28,8 @@ class Data:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    kind: str = key("bpe", "bpe or chars, trained on the data, or a folder with a tokenizer.json", flags=("tokenizer",))
-    vocab_size: int = key(4096, "tokens of a bpe tokenizer", 257)
+    kind: str = key("bpe", "bpe, wordpiece, unigram or chars, trained on the data, or a folder with a tokenizer.json", flags=("tokenizer",))
+    vocab_size: int = key(4096, "tokens of a tokenizer that is trained, but for chars", 257)
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,10 @@ class Steps:
 
 @dataclass(frozen=True)
 class Train(Steps):
+    objective: str = key("clm", "clm: the next token; mlm, wwm: masked tokens, whole words (bert); span, ul2, infill, prefix: T5's, UL2's, "
+                         "BART's corrupted text and the rest of a text (t5, bart); suffix, fim: the rest, a middle (decoders)",
+                         choices=("clm", "mlm", "wwm", "span", "ul2", "infill", "prefix", "suffix", "fim"))
+    corruption: float = key(0.0, "share of the tokens (of the rows for fim) that is corrupted; 0 = the objective's own", 0.0, 1.0)
     steps: int = key(2000, "optimizer steps in all", 1)
     batch: int = key(16, "rows of a micro-batch", 1)
     warmup: int = key(100, "steps in which the learning rate rises", 0)

@@ -4,10 +4,10 @@
 def report(config):
     """Prints parameters, memory and time of a Config -> exit code 0. The time: two measured steps, or the FLOPs of a large model."""
     from pyllm import measure
-    from pyllm.cli.pretrain import build_model, make_tokenizer, row_length
+    from pyllm.cli.pretrain import KINDS, build_model, loss_of, make_tokenizer, row_length
 
     kind = config.tokenizer.kind
-    vocab_size = config.tokenizer.vocab_size if kind == "bpe" else make_tokenizer(config).vocab_size
+    vocab_size = config.tokenizer.vocab_size if kind in KINDS and kind != "chars" else make_tokenizer(config).vocab_size
     model = build_model(config, vocab_size)
     t, length = config.train, row_length(config, model)
     tokens = t.batch * length
@@ -15,7 +15,7 @@ def report(config):
     gflops = product_gflops(tokens, model.config.size("width"), t.precision)
     seconds, how = flops / gflops / 1e9, f"from FLOP at {gflops:.0f} GFLOP/s, this model's products"
     if seconds / t.accumulate < 5:
-        step = stepper(model.initialize(0), t.batch, length, t.precision)
+        step = stepper(model.initialize(0), t.batch, length, t.precision, loss_of(t.objective))
         step()  # the first one asks the system for memory
         seconds, how = measure.seconds(step) * t.accumulate, "from two measured steps"
     n = model.num_parameters()
@@ -58,7 +58,7 @@ def product_gflops(tokens, width, precision="f32"):
     return 8 * rows * width * width / measure.median_seconds(lambda: K.matmul(x, w, tb=True, reduced=precision == "bf16"), 0.3) / 1e9
 
 
-def stepper(model, rows, length, precision="f32"):
+def stepper(model, rows, length, precision="f32", objective="clm"):
     """-> () -> None: one more step of a training run on random tokens."""
     from itertools import repeat
 
@@ -66,11 +66,12 @@ def stepper(model, rows, length, precision="f32"):
 
     from pyllm import training
     from pyllm.data.batch import Batch
-    from pyllm.objectives import clm
+    from pyllm.objectives import OBJECTIVES
 
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (rows, length + 1)).astype(np.int32)
-    batch = Batch(ids[:, :-1].copy(), ids[:, 1:].copy())
-    records = training.train(model, clm, repeat(batch), training.AdamW(model), steps=10**9, lr=1e-4, precision=precision)
+    tokens, targets = ids[:, :-1].copy(), ids[:, 1:].copy()
+    batch = Batch(tokens, targets, decoder_tokens=tokens if objective == "seq2seq" else None)
+    records = training.train(model, OBJECTIVES[objective], repeat(batch), training.AdamW(model), steps=10**9, lr=1e-4, precision=precision)
     return lambda: next(records)
 
 

@@ -47,30 +47,35 @@ def pretrain(config, out, resume=False, until=None):
     from pyllm import training
     from pyllm.cli import run as runs
     from pyllm.data.loader import Loader, validation
-    from pyllm.objectives import clm
+    from pyllm.objectives import OBJECTIVES
 
     out, t = Path(out), config.train
+    family_of(config)  # before the tokenizer, which takes a while
     checkpoint = runs.newest("pretrain", out, resume)
     tokenizer, train_shards, valid_shards = prepare(config, out, resume)
-    model = build_model(config, tokenizer.vocab_size).initialize(t.seed)
-    length = row_length(config, model)
+    model = build_model(config, tokenizer.vocab_size, tokenizer).initialize(t.seed)
+    length, corrupted = row_length(config, model), corruption(config, model, tokenizer)
+    objective = OBJECTIVES[loss_of(t.objective)]
     print(f"model      {model.config.model_type}, {model.num_parameters():,} parameters, rows of {length} tokens", flush=True)
 
     def evaluate():
-        batches = validation(valid_shards, t.batch, length)
-        found = training.evaluate(model, clm, islice(batches, t.eval_batches or None),
-                                  bytes_per_token=valid_shards.text_bytes / len(valid_shards))
-        values = {"valid_loss": found.loss, "perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte}
-        return found.loss, values, f"{found.loss:.4f}: perplexity {found.perplexity:.2f}, {found.bits_per_byte:.3f} bits a byte"
+        batches = validation(valid_shards, t.batch, length, corrupted)
+        # Only where every token is told are the bytes of the text those of the targets.
+        size = valid_shards.text_bytes / len(valid_shards) if corrupted is None else None
+        found = training.evaluate(model, objective, islice(batches, t.eval_batches or None), bytes_per_token=size)
+        bits = {"bits_per_byte": found.bits_per_byte} if size else {}
+        words = f"{found.loss:.4f}: perplexity {found.perplexity:.2f}" + (f", {found.bits_per_byte:.3f} bits a byte" if size else "")
+        return found.loss, {"valid_loss": found.loss, "perplexity": found.perplexity, **bits}, words
 
     def continued(step):
-        prompt, text = sample(model, tokenizer, valid_shards, t.sample_tokens, t.seed + step)
+        prompt = next(validation(valid_shards, 1, length, corrupted)).tokens[0] if objective is OBJECTIVES["seq2seq"] else valid_shards[:8]
+        prompt, text = sample(model, tokenizer, prompt, t.sample_tokens, t.seed + step)
         return {"prompt": prompt, "text": text}
 
     return runs.run("pretrain", out, t, steps=t.steps, warmup=t.warmup, model=model, tokenizer=tokenizer,
-                    objective=partial(clm, label_smoothing=t.label_smoothing, z_loss=t.z_loss),
-                    batches=Loader(train_shards, t.batch, length, t.seed), evaluate=evaluate, sample=continued, checkpoint=checkpoint,
-                    until=until)
+                    objective=partial(objective, label_smoothing=t.label_smoothing, z_loss=t.z_loss),
+                    batches=Loader(train_shards, t.batch, length, t.seed, corrupted=corrupted), evaluate=evaluate,
+                    sample=None if objective is OBJECTIVES["mlm"] else continued, checkpoint=checkpoint, until=until)
 
 
 # ---- the pieces
@@ -120,21 +125,60 @@ def has_validation(path):
 
 def make_tokenizer(config, folder=None, resume=False):
     """-> the tokenizer in `folder` on resume, else a new one, saved there (folder None: nowhere)."""
+    from pyllm import text
     from pyllm.data.corpus import read_documents
-    from pyllm.text import ByteLevelBPE, CharTokenizer, read_tokenizer
 
-    kind = config.tokenizer.kind
+    kind, objective = config.tokenizer.kind, config.train.objective
     if resume and (folder / "tokenizer.json").is_file():
-        return read_tokenizer(folder)
-    if kind == "chars":
-        tokenizer = CharTokenizer.train(read_documents(config.data.path))
-    elif kind == "bpe":
-        tokenizer = ByteLevelBPE.train(read_documents(config.data.path), config.tokenizer.vocab_size)
+        return text.read_tokenizer(folder)
+    if kind in KINDS:
+        name, specials = KINDS[kind]
+        documents, specials = read_documents(config.data.path), special_tokens(objective, specials)
+        sizes = () if kind == "chars" else (config.tokenizer.vocab_size,)
+        tokenizer = getattr(text, name).train(documents, *sizes, special_tokens=specials)
     else:
-        tokenizer = read_tokenizer(kind)
+        tokenizer = text.read_tokenizer(kind)
     if folder:
         tokenizer.save(folder)
     return tokenizer
+
+
+KINDS = {  # kind: class, special tokens
+    "bpe": ("ByteLevelBPE", ("<|endoftext|>",)), "chars": ("CharTokenizer", ()),
+    "wordpiece": ("WordPiece", ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")), "unigram": ("Unigram", ("<unk>", "<s>", "</s>")),
+}
+
+
+def special_tokens(objective, own):
+    """-> a new vocabulary's special tokens: its kind's own, and those that the objective puts into rows."""
+    from pyllm.data.corruptions import CORRUPTIONS
+
+    if objective == "clm":
+        return own
+    wanted = [token for token in CORRUPTIONS[objective].specials if token != "<mask>" or "[MASK]" not in own]
+    if loss_of(objective) != "mlm":
+        wanted = [*([] if {"<|endoftext|>", "</s>"} & set(own) else ["</s>"]), *([] if "[PAD]" in own else ["<pad>"]), *wanted]
+    return (*own, *wanted)
+
+
+def loss_of(objective):
+    """-> the name in OBJECTIVES of what learns from a pretraining objective's rows."""
+    from pyllm.data.corruptions import CORRUPTIONS
+
+    return CORRUPTIONS[objective].loss if objective in CORRUPTIONS else objective
+
+
+def corruption(config, model, tokenizer):
+    """-> what becomes of the windows, or None."""
+    from pyllm.data.corruptions import Corrupted
+    from pyllm.errors import ConfigError
+
+    t = config.train
+    if t.objective == "clm":
+        if t.corruption:
+            raise ConfigError(f"train.corruption={t.corruption}: the objective clm corrupts nothing")
+        return None
+    return Corrupted(t.objective, tokenizer, getattr(model.config, "starts", ()), t.corruption or None)
 
 
 def make_shards(path, folder, tokenizer, part, resume):
@@ -146,19 +190,39 @@ def make_shards(path, folder, tokenizer, part, resume):
     return tokenize(path, folder, tokenizer, part)
 
 
-def build_model(config, vocab_size):
-    """-> the model of [model], its weights zero."""
-    from pyllm import folders
+def family_of(config):
+    """-> the model family, one that the objective can train."""
     from pyllm.errors import ConfigError, suggest
     from pyllm.models import FAMILIES
     from pyllm.models.base import CausalLM
+    from pyllm.models.seq2seq import EncoderDecoder
 
-    sizes = dict(config.model)
-    family = sizes.pop("family")
-    causal = [name for name, (_, model) in FAMILIES.items() if issubclass(model, CausalLM)]  # that predict the next token
-    if family not in causal:
-        raise ConfigError(f"model.family={family!r}; expected one of {', '.join(causal)}.{suggest(family, causal)}")
-    return folders.build(FAMILIES[family][0].from_sizes({"vocab_size": vocab_size, **sizes}))
+    family, objective = config.model["family"], config.train.objective
+    learns = {"clm": lambda m: issubclass(m, CausalLM), "seq2seq": lambda m: issubclass(m, EncoderDecoder),
+              "mlm": lambda m: not issubclass(m, (CausalLM, EncoderDecoder))}[loss_of(objective)]
+    known = [name for name, (_, model) in FAMILIES.items() if learns(model)]
+    if family not in known:
+        raise ConfigError(f"model.family={family!r}; expected one of {', '.join(known)} for the objective {objective}."
+                          f"{suggest(family, known)}")
+    return family
+
+
+def build_model(config, vocab_size, tokenizer=None):
+    """-> the model of [model], its weights zero; an encoder-decoder begins and ends with ids of the tokenizer."""
+    from pyllm import folders
+    from pyllm.errors import ConfigError
+    from pyllm.models import FAMILIES
+
+    family, sizes = family_of(config), {name: value for name, value in config.model.items() if name != "family"}
+    values = FAMILIES[family][0].from_sizes({"vocab_size": vocab_size, **sizes})
+    if loss_of(config.train.objective) == "seq2seq" and tokenizer is not None:
+        eos, pad = tokenizer.eos_id, tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id
+        if eos is None:
+            raise ConfigError("the tokenizer has no end token, which an encoder-decoder needs; expected one such as </s>")
+        forced = {"forced_eos_token_id": eos, "bos_token_id": tokenizer.bos_id} if family == "bart" else {}
+        values = {**values.to_dict(), "pad_token_id": pad, "eos_token_id": eos,
+                  "decoder_start_token_id": eos if family == "bart" else pad, **forced}
+    return folders.build(values)
 
 
 def row_length(config, model):
@@ -171,10 +235,10 @@ def row_length(config, model):
     return config.data.length or context
 
 
-def sample(model, tokenizer, shards, tokens, seed):
-    """-> (prompt, continuation): the first words of the validation data, continued."""
+def sample(model, tokenizer, prompt, tokens, seed):
+    """prompt: ids -> (prompt, continuation) as text; of an encoder-decoder its answer."""
     from pyllm.generation import generate
 
-    prompt = tokenizer.decode(shards[:8])
-    return prompt, generate(model, tokenizer, prompt, max_tokens=tokens, temperature=0.8, seed=seed).text
+    prompt = prompt.tolist()
+    return tokenizer.decode(prompt), generate(model, tokenizer, prompt, max_tokens=tokens, temperature=0.8, seed=seed).text
 
