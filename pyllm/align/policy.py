@@ -9,7 +9,7 @@ from pyllm.data.batch import IGNORED, Batch
 from pyllm.nn import Linear, Module
 from pyllm.objectives.sequences import response_log_probs, token_log_probs
 
-ROWS = 16  # rows of a forward without a tape
+ROWS = 32  # rows of a forward without a tape
 
 
 class ActorCritic(Module):
@@ -69,14 +69,16 @@ def chunks(batch, rows=ROWS):
 
 
 def trimmed(batch):
-    """-> the Batch without the columns at its end that are padding in every row. Arrays of extra as wide as the rows are cut too."""
+    """-> the Batch without the columns at its end that are padding in every row. So are arrays of extra that are as wide."""
     width = batch.tokens.shape[1]
     used = int(np.flatnonzero((batch.segments > 0).any(0))[-1]) + 1 if batch.segments is not None else width
     if used == width or batch.decoder_tokens is not None:
         return batch
-    cut = {name: a[:, :used] if a.shape[1:2] == (width,) else a for name, a in batch.extra.items()}
-    return replace(batch, tokens=np.ascontiguousarray(batch.tokens[:, :used]), targets=np.ascontiguousarray(batch.targets[:, :used]),
-                   segments=np.ascontiguousarray(batch.segments[:, :used]), extra=cut)
+    def cut(a):
+        return np.ascontiguousarray(a[:, :used]) if a.shape[1:2] == (width,) else a
+
+    return replace(batch, tokens=cut(batch.tokens), targets=cut(batch.targets), segments=cut(batch.segments),
+                   extra={name: cut(a) for name, a in batch.extra.items()})
 
 
 def log_probs(model, batch, temperature=1.0):
