@@ -263,7 +263,8 @@ def main():
     prompts, held = [start(t) for t in texts], [start(t) for t in held[: 32 if args.quick else 256]]
     evaluate = Evaluation(held, tokenizer, base, reward, judge)
     before = evaluate(model)
-    print(f"3. before: positive {before['positive']:.3f} (reward model {before['positive_reward_model']:.3f}), reward {before['reward']:.3f}")
+    print(f"3. before: positive {before['positive']:.3f} (reward model {before['positive_reward_model']:.3f}), "
+          f"reward {before['reward']:.3f}")
     for method in args.methods.split(","):
         for seed in map(int, args.seeds.split(",")[: 1 if args.quick else None]):
             began = time.monotonic()

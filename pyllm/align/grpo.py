@@ -41,7 +41,7 @@ class GRPOConfig:
     num_iterations: int = 1  # epochs over a rollout
     num_mini_batches: int = 1
     lr: float = 1e-6
-    lr_end: float = 1e-6  # the learning rate goes to it in a line
+    lr_end: float = 0.0  # the learning rate falls to it in a line; equal to lr = constant
     max_grad_norm: float = 1.0  # 0 = no clipping
     beta: float = 0.0  # weight of the divergence from the reference; 0 = none, and no reference is needed
     epsilon: float = 0.2

@@ -1,5 +1,5 @@
 """Rewards: functions Rollout -> (B,) scores, or (B, T) for rewards step by step. A model that learned them, or a rule."""
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,13 +23,14 @@ def rule(function, tokenizer):
 class RewardModel:
     """A sequence classifier with one label, which reads each row's last real token, as a reward: gain * output + bias.
 
+    Both are kept in the model's configuration, as reward_gain and reward_bias, so that pyllm.save and pyllm.load keep them too.
     normalize() sets gain and bias so that a sample of responses has mean 0 and deviation 1, before and after training: Ziegler et al.
     2019.
     """
 
     model: object
-    gain: float = 1.0
-    bias: float = 0.0
+    gain = property(lambda self: self.model.config.extra.get("reward_gain", 1.0))
+    bias = property(lambda self: self.model.config.extra.get("reward_bias", 0.0))
 
     def __post_init__(self):
         labels = self.model.config.labels()
@@ -54,8 +55,9 @@ class RewardModel:
         raw = np.concatenate([(self.scores(batch) - self.bias) / self.gain for batch in batches])
         if not np.isfinite(raw).all() or raw.std() < 1e-12:
             raise ValueError(f"RewardModel.normalize: {len(raw)} rewards from {raw.min()} to {raw.max()}; expected finite ones that differ")
-        self.gain = float(1 / raw.std())
-        self.bias = float(-raw.mean() * self.gain)
+        gain = float(1 / raw.std())
+        config = self.model.config
+        self.model.config = replace(config, extra={**config.extra, "reward_gain": gain, "reward_bias": float(-raw.mean() * gain)})
         return self
 
 

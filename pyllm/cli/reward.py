@@ -1,0 +1,58 @@
+"""pyllm reward: a model and preferences -> a reward model in a run folder: accuracy, margin and calibration on held-out pairs.
+
+Its gain and bias, which bring rewards to mean 0 and deviation 1 over the held-out answers, are in the configuration it is saved with.
+"""
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from pyllm.cli import preferences
+from pyllm.cli.config import key
+from pyllm.cli.sft import Data
+
+
+@dataclass(frozen=True)
+class Reward(preferences.Preferences):
+    lr: float = key(1e-4, "learning rate at its highest", 0.0, flags=("lr", "learning-rate"))
+    center: float = key(0.0, "weight of the squared sum of a pair's rewards, such as 0.01, which keeps them around 0", 0.0,
+                        flags=("center", "center-rewards-coefficient"))
+    sample_tokens: int = key(0, "a reward model writes nothing", 0, 0)
+
+
+SECTIONS = {"model": preferences.Model, "data": Data, "train": Reward}
+
+
+def add_arguments(parser):
+    preferences.add_arguments(parser, SECTIONS)
+
+
+def run(args):
+    return reward(preferences.settings("reward", args, SECTIONS), args.out, args.resume)
+
+
+def reward(config, out, resume=False, until=None):
+    """Runs a Config of SECTIONS in the folder `out` -> exit code; the rest as pyllm.cli.pretrain.pretrain."""
+    from itertools import islice
+
+    from pyllm import objectives, training
+    from pyllm.align import RewardModel, agreement
+    from pyllm.cli import run as runs
+    from pyllm.cli.sft import open_model
+
+    t = config.train
+    checkpoint = runs.newest("reward", Path(out), resume)
+    base, tokenizer = open_model(config.model.path)
+    rows = preferences.examples("reward", config, base, tokenizer, "preference")
+    # Without dropout, as Ziegler et al. 2019: a comparison of two answers should not be one of two networks.
+    model, fresh, _ = training.transfer(base, "classify", labels=["reward"], dropout=0.0, seed=t.seed)
+    print(f"new        {', '.join(fresh) or 'nothing: it is a reward model already'}")
+
+    def evaluate():
+        valid = list(islice(preferences.batches(rows["valid"], model, t, False).once(), t.eval_batches or None))
+        found = agreement(RewardModel(model).normalize(valid), valid)
+        values = {"valid_loss": found.loss, "valid_accuracy": found.accuracy, "valid_margin": found.margin,
+                  "valid_calibration_error": found.calibration}
+        return found.loss, values, runs.described(values).removeprefix("validation ")
+
+    return preferences.learn("reward", config, out, model, tokenizer, rows, partial(objectives.reward_pairs, centre=t.center), checkpoint,
+                             train=preferences.batches(rows["train"], model, t), evaluate=evaluate, until=until)

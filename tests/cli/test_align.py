@@ -1,0 +1,136 @@
+"""pyllm reward, dpo, kto, ppo, grpo as a person runs them: from preferences to a policy, resume with the same bits, errors."""
+import argparse
+import importlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import pyllm
+from pyllm.align import RewardModel
+from pyllm.cli import dpo as dpo_verb
+from pyllm.cli import main, preferences
+from pyllm.folders import build
+from pyllm.io import safetensors
+from pyllm.models import FAMILIES
+from pyllm.text import ByteLevelBPE
+from pyllm.training import read_log
+
+KIND, UNKIND = ["good", "nice", "fine"], ["bad", "poor", "sad"]
+SHORT = ["--batch", "4", "--lr", "5e-3", "--epochs", "2", "--sample-tokens", "4"]
+POLICY = ["--steps", "3", "--batch", "4", "--lr", "5e-3", "--eval-every", "2", "--save-every", "1"]
+TIMINGS = {"seconds", "tokens_per_second", "peak_memory_mb", "eps", "seconds/rollout", "seconds/rewards", "seconds/updates"}
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """A model, preferences of kind words, single answers, prompts, a rule."""
+    root, draw = tmp_path_factory.mktemp("align"), np.random.default_rng(0)
+    pick = lambda words: " ".join(draw.choice(words, 3))  # noqa: E731
+    tokenizer = ByteLevelBPE.train([pick(KIND + UNKIND + ["the", "film", "is"]) for _ in range(60)], 300)
+    sizes = {"vocab_size": tokenizer.vocab_size, "layers": 2, "heads": 2, "width": 16, "context": 48}
+    pyllm.save(build(FAMILIES["gpt2"][0].from_sizes(sizes).to_dict(), seed=0), tokenizer, root / "model")
+    prompts = [f"film {i} is" for i in range(24)]
+    write = lambda name, records: (root / name).write_text("".join(json.dumps(r) + "\n" for r in records))  # noqa: E731
+    write("pairs.jsonl", [{"prompt": p, "chosen": " " + pick(KIND), "rejected": " " + pick(UNKIND)} for p in prompts] +
+          [{"prompt": "film x is", "chosen": " good", "rejected": " good"}])
+    write("single.jsonl", [{"prompt": p, "completion": " " + pick(KIND if i % 2 else UNKIND), "label": bool(i % 2)}
+                           for i, p in enumerate(prompts)])
+    write("prompts.jsonl", [{"prompt": p} for p in prompts])
+    (root / "rules.py").write_text("def kind(prompt, response):\n    return sum(response.count(c) for c in 'aeio')\n\n\nNUMBER = 3\n")
+    return root
+
+
+def pyllm_(here, verb, data, out, *more):
+    return main([verb, "--model", str(here / "model"), "--data", str(here / data), "--out", str(out), *map(str, more)])
+
+
+def weights(run):
+    return {name: a.tobytes() for name, a in safetensors.read(run / "model/model.safetensors").items()}
+
+
+def log(run):
+    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in read_log(run / "metrics.jsonl")]
+
+
+def test_a_reward_model_learns_and_keeps_its_scale(here, tmp_path, capsys):
+    assert pyllm_(here, "reward", "pairs.jsonl", tmp_path / "r", *SHORT[:4], "--epochs", "8", "--center", "0.01") == 0
+    out = capsys.readouterr().out
+    assert "1 pairs dropped: chosen equals rejected" in out and "new        score.weight" in out and "calibration_error" in out
+    found = [line for line in log(tmp_path / "r") if "valid_accuracy" in line]
+    assert found[-1]["valid_accuracy"] == 1 and found[-1]["valid_margin"] > 0
+    model, tokenizer = pyllm.load(tmp_path / "r")
+    reward = RewardModel(model)
+    assert model.architecture == "GPT2ForSequenceClassification" and reward.gain != 1 and reward.bias != 0
+
+
+@pytest.mark.parametrize("loss", dpo_verb.LOSSES)
+def test_dpo_and_its_relatives_learn(here, tmp_path, loss):
+    assert pyllm_(here, "dpo", "pairs.jsonl", tmp_path / "r", *SHORT[:4], "--epochs", "6", "--loss", loss, "--accumulate", "2") == 0
+    found = [line for line in log(tmp_path / "r") if "valid_loss" in line]
+    assert found[-1]["valid_loss"] < found[0]["valid_loss"] and found[-1]["valid_rewards/accuracies"] == 1
+    samples = read_log(tmp_path / "r/samples.jsonl")
+    assert samples[0]["samples"][0].keys() == {"prompt", "text", "before"}
+
+
+@pytest.mark.parametrize("verb, data, more", [("reward", "pairs.jsonl", ()), ("dpo", "pairs.jsonl", ()), ("kto", "single.jsonl", ())])
+def test_a_run_that_stops_goes_on_with_the_same_bits(here, tmp_path, verb, data, more):
+    module = importlib.import_module(f"pyllm.cli.{verb}")
+    arguments = [*SHORT[:6], "--accumulate", "2", "--save-every", "1", *more]
+    assert pyllm_(here, verb, data, tmp_path / "whole", *arguments) == 0
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    args = parser.parse_args(["--model", str(here / "model"), "--data", str(here / data), "--out", str(tmp_path / "r"), *arguments])
+    assert getattr(module, verb)(preferences.settings(verb, args, module.SECTIONS), tmp_path / "r", until=2) == 0
+    assert len(log(tmp_path / "r")) < len(log(tmp_path / "whole"))
+    assert main([verb, "--out", str(tmp_path / "r"), "--resume"]) == 0
+    assert weights(tmp_path / "r") == weights(tmp_path / "whole") and log(tmp_path / "r") == log(tmp_path / "whole")
+
+
+def test_kto_learns(here, tmp_path):
+    assert pyllm_(here, "kto", "single.jsonl", tmp_path / "r", *SHORT[:4], "--epochs", "8") == 0
+    found = [line for line in log(tmp_path / "r") if "valid_loss" in line]
+    assert found[-1]["valid_loss"] < found[0]["valid_loss"]
+
+
+@pytest.mark.parametrize("verb, more", [("ppo", ("--response-length", 8, "--target-kl", 0.5)),
+                                        ("grpo", ("--max-completion-length", 8, "--num-generations", 3, "--beta", 0.1)),
+                                        ("grpo", ("--max-completion-length", 8, "--algorithm", "rloo", "--num-generations", 2))])
+def test_a_policy_from_a_rule_stops_and_goes_on_with_the_same_bits(here, tmp_path, capsys, verb, more):
+    arguments = ["--reward", f"{here / 'rules.py'}:kind", *POLICY, *more]
+    assert pyllm_(here, verb, "prompts.jsonl", tmp_path / "whole", *arguments) == 0
+    out = capsys.readouterr().out
+    assert "before     score" in out and "  after    " in out
+    if importlib.util.find_spec("matplotlib"):
+        assert (tmp_path / "whole/curves.png").is_file()
+    assert pyllm_(here, verb, "prompts.jsonl", tmp_path / "r", *arguments, "--keep", "9") == 0
+    for name in ("step-000003", "step-000002"):  # as if it had been killed in the middle of its second iteration
+        shutil.rmtree(tmp_path / "r/checkpoints" / name)
+    assert main([verb, "--out", str(tmp_path / "r"), "--resume"]) == 0
+    assert "resumed" in capsys.readouterr().out
+    assert weights(tmp_path / "r") == weights(tmp_path / "whole") and log(tmp_path / "r") == log(tmp_path / "whole")
+
+
+def test_ppo_against_a_learned_reward(here, tmp_path):
+    assert pyllm_(here, "reward", "pairs.jsonl", tmp_path / "reward", *SHORT[:6]) == 0
+    assert pyllm_(here, "ppo", "prompts.jsonl", tmp_path / "r", "--reward", tmp_path / "reward", *POLICY, "--response-length", 6) == 0
+    lines = log(tmp_path / "r")
+    assert [line["step"] for line in lines] == [1, 2, 3] and lines[0]["objective/kl"] == 0
+    samples = read_log(tmp_path / "r/samples.jsonl")
+    assert [s["step"] for s in samples] == [0, 2, 3] and all(row["text"] is not None for row in samples[0]["samples"])
+
+
+def test_errors_before_compute(here, tmp_path, capsys):
+    for verb, data, more, words in (
+            ("dpo", "single.jsonl", (), "examples of kind unpaired; expected preference: prompt, chosen, rejected"),
+            ("kto", "pairs.jsonl", (), "expected unpaired: prompt, completion, label"),
+            ("ppo", "prompts.jsonl", (), "no reward; expected --reward"),
+            ("ppo", "prompts.jsonl", ("--reward", f"{here / 'rules.py'}:NUMBER"), "has no function NUMBER"),
+            ("ppo", "prompts.jsonl", ("--reward", f"{here / 'rules.py'}:kind", "--response-length", 46), "0 prompts are left"),
+            ("grpo", "prompts.jsonl", ("--reward", f"{here / 'model'}"), "a classifier of 2 labels"),
+            ("dpo", "pairs.jsonl", ("--loss", "hinge", "--label-smoothing", 0.1), "label_smoothing=0.1"),
+    ):
+        assert pyllm_(here, verb, data, tmp_path / "r", *more) == 3, (verb, more)
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "r/checkpoints").exists()
