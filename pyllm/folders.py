@@ -66,9 +66,7 @@ def load(path, packed=False):
     and all others, become float32.
     """
     files = read_files(path)
-    model = build_for(files)
-    load_weights(model, files.tensors, str(files.path), packed, files.names, adopt=True)
-    return model, files.tokenizer
+    return load_files(files, packed)[0], files.tokenizer
 
 
 @dataclass(frozen=True)
@@ -157,6 +155,12 @@ def _longest(values, path):
     if longest is not None and (type(longest) is not int or longest < 1):
         raise FormatError(f"load: {path}: max_seq_length is {longest!r}; expected a whole number of at least 1")
     return longest
+
+
+def load_files(files, packed=False):
+    """files: Files; packed: see load -> (model, the report of load_weights)."""
+    model = build_for(files)
+    return model, load_weights(model, files.tensors, str(files.path), packed, files.names, adopt=True)
 
 
 def load_weights(model, tensors, where="the checkpoint", packed=False, names=None, adopt=False):

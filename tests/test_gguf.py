@@ -7,7 +7,7 @@ import pytest
 
 import pyllm
 from pyllm.errors import ConfigError, FormatError
-from pyllm.folders import build, build_for, load_weights, read_files
+from pyllm.folders import build, load_files, read_files
 from pyllm.io import gguf
 from pyllm.text import ByteLevelBPE, CharTokenizer
 
@@ -200,8 +200,7 @@ def test_the_end_of_a_turn_ends_a_text(tmp_path):
 
 def test_the_report_names_every_tensor(tmp_path):
     pyllm.save(pyllm.quantize(build({**LLAMA, "rope_scaling": LLAMA3}), "q8_0", skip="lm_head"), None, tmp_path / "m.gguf")
-    files = read_files(tmp_path / "m.gguf")
-    report = load_weights(build_for(files), files.tensors, packed=True, names=files.names, adopt=True)
+    _, report = load_files(read_files(tmp_path / "m.gguf"), packed=True)
     kinds = {name: (kind, fate) for name, kind, _, fate in report}
     assert len(report) == 22 and kinds["rope_freqs.weight"] == ("F32", "ignored") and kinds["output.weight"] == ("F32", "mapped")
     assert kinds["blk.1.attn_q.weight"] == ("Q8_0", "packed as q8_0") and kinds["output_norm.weight"] == ("F32", "mapped")

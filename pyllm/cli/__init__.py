@@ -19,6 +19,8 @@ VERBS = {  # name: one line; the module of that name in this folder does it
     "generate": "continue a text with a model",
     "chat": "talk with a model",
     "embed": "turn texts into vectors, and say how near they are to each other",
+    "convert": "a model between a Hugging Face folder and a GGUF file, and between types of weights",
+    "quantize": "what fewer bits a weight cost and give, as a table; the model in one of these types",
     "tokenize": "train a tokenizer; turn text into tokens and back",
     "info": "what runs here: version, kernels, threads; or what a model folder holds",
     "bench": "measure this machine: its limits, the kernels' share of them, hours for a training run",

@@ -29,10 +29,9 @@ def run(args):
 def load_report(path):
     """-> [(tensor of the files, dtype, shape, what became of it)]; FormatError names all that does not fit."""
     from pyllm.cli.generate import model_folder
-    from pyllm.folders import build_for, load_weights, read_files
+    from pyllm.folders import load_files, read_files
 
-    files = read_files(model_folder(path))
-    return load_weights(build_for(files), files.tensors, str(files.path), names=files.names, adopt=True)
+    return load_files(read_files(model_folder(path)))[1]
 
 
 def machine_facts():
