@@ -158,7 +158,7 @@ def _longest(values, path):
 
 
 def load_files(files, packed=False):
-    """files: Files; packed: see load -> (model, the report of load_weights)."""
+    """files: Files; packed: see load -> (model, the report of load_weights). Models of the same Files share its float32 arrays."""
     model = build_for(files)
     return model, load_weights(model, files.tensors, str(files.path), packed, files.names, adopt=True)
 

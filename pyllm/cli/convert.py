@@ -7,7 +7,7 @@ def add_arguments(parser):
     add = parser.add_argument
     add("source", metavar="SRC", help="a model folder, a run folder of pyllm, or a .gguf file")
     add("target", metavar="DST", help="a name that ends in .gguf, or of a folder; what is there is replaced when all is written")
-    add("--type", choices=TYPES, help="of the weights; the quantised ones in .gguf alone (default: what they are, in a folder f32 if those)")
+    add("--type", choices=TYPES, help="of the weights; q types in .gguf alone (default: what they are, f32 for q types in a folder)")
     add("--skip", action="append", default=[], metavar="PATTERN", help="layers that stay floats, such as lm_head or *.mlp.*")
 
 
