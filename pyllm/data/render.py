@@ -201,29 +201,65 @@ def _conversation(tokenizer, messages, first, where):
     """messages, of which those from `first` on may be learned -> ids, learned (their assistant turns, each with its end), drift."""
     turns = [k for k, m in enumerate(messages) if m["role"] == "assistant" and k >= first]
     ids = tokenizer.chat(messages, add_generation_prompt=False)
-    learned = np.zeros(len(ids), bool)
+    learned, splits = np.zeros(len(ids), bool), []
     special = {t.id for t in tokenizer.added if t.special}
     for k in turns:
         if k == 0:
             raise FormatError(f"{where}: the conversation begins with the assistant; expected a message it answers")
+        said = bool(messages[k]["content"].strip())
         before = tokenizer.chat(messages[:k], add_generation_prompt=True)
-        after = tokenizer.chat(messages[:k + 1], add_generation_prompt=False)
-        for part, name in ((before, "asked for it"), (after, "up to its end")):
-            if ids[:len(part)] != part:
-                raise FormatError(f"{where}: template drift: the conversation {name} is not the beginning of the whole one, at message "
-                                  f"{k}: {_difference(tokenizer, part, ids)}")
-        ends = [i for i in range(len(before), len(after)) if ids[i] in special]
-        learned[len(before):ends[-1] + 1 if ends else len(after)] = bool(messages[k]["content"].strip())
+        start, beyond = _reach(tokenizer, before, ids, f"{where}: template drift: message {k}: the conversation as asked for it")
+        after = ids if k == len(messages) - 1 else tokenizer.chat(messages[:k + 1], add_generation_prompt=False)
+        stop, late = _reach(tokenizer, after, ids, f"{where}: template drift: message {k}: the conversation up to its end")
+        ends = [i for i in range(start, stop) if ids[i] in special]
+        learned[start:ends[-1] + 1 if ends else stop - (late is not None)] = said
+        if beyond is not None:
+            splits.append((start, before, beyond))
         if k == len(messages) - 1 and not ends:  # a template that ends no turn: the EOS does
             ids = _ended(tokenizer, ids)
-            learned = np.append(learned, [bool(messages[k]["content"].strip())] * (len(ids) - len(learned)))
-    return ids, learned, False
+            learned = np.append(learned, [said] * (len(ids) - len(learned)))
+    _check_declared(tokenizer, messages, ids, learned, special, where)
+    for start, before, beyond in reversed(splits):
+        shared = _shared(before, ids)
+        ids = [*ids[:shared], *before[shared:], *beyond, *ids[start:]]
+        learned = np.concatenate([learned[:shared], [False] * (len(before) - shared), [True] * len(beyond), learned[start:]])
+    return ids, learned.astype(bool), bool(splits)
 
 
-def _difference(tokenizer, part, whole):
-    at = next((i for i, (a, b) in enumerate(zip(part, whole)) if a != b), min(len(part), len(whole)))
-    one, other = (tokenizer.decode(ids[max(at - 3, 0):at + 5]) for ids in (part, whole))
-    return f"token {at}: {one!r} is {other!r} there"
+def _reach(tokenizer, part, whole, what):
+    """part, whole: ids; the text of one begins with that of the other -> how many ids of the whole reach to the part's end, and None, or
+    the ids of what they have beyond it. FormatError where it does not begin so."""
+    if whole[:len(part)] == part:
+        return len(part), None
+    head, text = tokenizer.decode_bytes(part), tokenizer.decode_bytes(whole)
+    if not text.startswith(head):
+        at = _shared(head, text)
+        one, other = (t[max(at - 20, 0):at + 30].decode("utf-8", "replace") for t in (head, text))
+        raise FormatError(f"{what} has {one!r}, the whole one {other!r} there")
+    n = _shared(part, whole)
+    while len(tokenizer.decode_bytes(whole[:n])) < len(head):
+        n += 1
+    return n, tokenizer.encode(tokenizer.decode_bytes(whole[:n])[len(head):].decode("utf-8", "replace"), special=False)
+
+
+def _shared(one, other):
+    return next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
+
+
+def _check_declared(tokenizer, messages, ids, learned, special, where):
+    """What the template itself declares as generated is what was found, but for the blanks and special tokens at a turn's end."""
+    declared = tokenizer.chat_declared(messages) if learned.any() else None
+    if declared is None:
+        return
+    begin = int(np.argmax(learned))
+    declared = np.append(np.array(declared, bool), np.zeros(len(learned) - len(declared), bool))
+    wrong = [i for i in np.flatnonzero(declared != learned).tolist()
+             if i >= begin and ids[i] not in special and tokenizer.decode([ids[i]]).strip()]
+    if wrong:
+        here = tokenizer.decode(ids[max(wrong[0] - 5, 0):wrong[0] + 5])
+        does, it_is = ("do not hold", "is") if learned[wrong[0]] else ("hold", "is not")
+        raise FormatError(f"{where}: template drift: its {{% generation %}} blocks {does} token {wrong[0]}, in {here!r}; by the turns it "
+                          f"{it_is} the assistant's")
 
 
 def _words(messages):

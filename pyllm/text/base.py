@@ -153,6 +153,13 @@ class Tokenizer:
         """
         return encode_chat(self, messages, add_generation_prompt, **variables)
 
+    def chat_declared(self, messages, **variables):
+        """messages -> list of bool: which of the ids of chat(messages, False) the template declares as said by the assistant, in its
+        {% generation %} blocks; None where it has no such block."""
+        from .chat import declared
+
+        return declared(self, messages, **variables)
+
     def chat_text(self, messages, add_generation_prompt=True, **variables):
         """-> the text that `chat` encodes, to look at: encoded again, special tokens in the messages would be special."""
         return render(self, messages, add_generation_prompt, variables)[0]

@@ -6,6 +6,8 @@ a special token written there is encoded like any other characters, and only the
 import re
 from functools import lru_cache
 
+import numpy as np
+
 from ..errors import ConfigError, FormatError
 
 MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # no characters of any text: Unicode keeps them for uses like this
@@ -82,6 +84,23 @@ def render(tokenizer, messages, add_generation_prompt=True, variables=None):
         text = run(template, {**roles, "tools": None, "documents": None, **mark(variables), "messages": messages,
                               "add_generation_prompt": add_generation_prompt})
     return _unmarked(text, opening, closing)
+
+
+def declared(tokenizer, messages, **variables):
+    """messages -> list of bool: which ids of `encode` without a generation prompt the template puts into its {% generation %} blocks, as
+    what the assistant says; None for a template that has no such block."""
+    template = _chosen(tokenizer, variables.get("tools"))[1]
+    if template is None or not re.search(r"{%[-+]?\s*generation\b", template):
+        return None
+    begins, ends = _marks(messages, variables)
+    marked, _ = render(tokenizer, messages, False, {**variables, "generation_begins": begins, "generation_ends": ends})
+    text, closed = render(tokenizer, messages, False, variables)
+    inside, at = np.zeros(len(text), bool), 0
+    for i, part in enumerate(re.split(f"[{begins}{ends}]", marked)):
+        inside[at:at + len(part)] = i % 2 == 1
+        at += len(part)
+    _, places = tokenizer._pieces(text, True, True, closed)
+    return [bool(inside[start:stop].all()) and stop > start for start, stop in places.tolist()]
 
 
 def turn_end(tokenizer):

@@ -238,13 +238,15 @@ def _environment():
     from jinja2.visitor import NodeTransformer
 
     class Generation(Extension):
-        """{% generation %} ... {% endgeneration %} around what the assistant says: its content, as it is."""
+        """{% generation %} ... {% endgeneration %} around what the assistant says: its content, between two variables if they are set."""
 
         tags = {"generation"}
 
         def parse(self, parser):
             line = next(parser.stream).lineno
-            return tree.Scope(parser.parse_statements(["name:endgeneration"], drop_needle=True), lineno=line)
+            begins, ends = (tree.Output([tree.Name(f"generation_{name}", "load")]) for name in ("begins", "ends"))
+            content = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+            return tree.Scope([begins, *content, ends], lineno=line)
 
     def call(function, *args):
         return tree.Call(tree.EnvironmentAttribute(function.__name__), list(args), [], None, None)

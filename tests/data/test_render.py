@@ -10,20 +10,20 @@ from pyllm.errors import FormatError
 from pyllm.text import ByteLevelBPE, WordPiece
 
 TEXT = ["question: what is it? answer: it is a small model, and it ends.\n\n the user said hello to the assistant\n"] * 3
+CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{{ m['content'] }}{{ '<|im_end|>\n' }}{% endfor %}"
+          "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 SPECIALS = ["<|endoftext|>", "<s>", "<|im_start|>", "<|im_end|>"]
-
-
-class Chat(ByteLevelBPE):
-    """ChatML, tokenised as one text."""
-
-    def chat(self, messages, add_generation_prompt=True):
-        text = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
-        return self.encode(text + "<|im_start|>assistant\n" * add_generation_prompt)
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Chat.train(TEXT, 340, special_tokens=SPECIALS)
+    return chatml()
+
+
+def chatml(template="chatml"):
+    tokenizer = ByteLevelBPE.train(TEXT, 340, special_tokens=SPECIALS)
+    tokenizer.chat_template = template
+    return tokenizer
 
 
 def example(**keys):
@@ -65,18 +65,42 @@ def test_every_assistant_turn_is_learned_up_to_its_end_token(tokenizer):
 
 def test_template_drift_is_an_error(tokenizer):
     """A template that writes the turns so far otherwise, once there are more, gives a mask of the wrong tokens."""
-    class Drifting(Chat):
-        def chat(self, messages, add_generation_prompt=True):
-            said = [{**m, "content": "..."} if m["role"] == "assistant" and m is not messages[-1] else m for m in messages]
-            return super().chat(said, add_generation_prompt)
-
     messages = [{"role": r, "content": c} for r, c in (("user", "hello"), ("assistant", "it is"), ("user", "what?"), ("assistant", "a"))]
-    drifting = Drifting.train(TEXT, 320, special_tokens=SPECIALS)
-    with pytest.raises(FormatError, match=r"a.jsonl:1: template drift: .* at message 1: token \d+: .*it is"):
+    forgets = "{{ m['content'] if loop.last or m['role'] != 'assistant' else '...' }}"
+    drifting = chatml(CHATML.replace("{{ m['content'] }}", forgets))
+    with pytest.raises(FormatError, match=r"a.jsonl:1: template drift: message 1: .* up to its end has .*it is.*, the whole one .*\.\.\."):
         render(example(messages=messages), "messages", drifting)
     assert render(example(messages=messages[:2]), "messages", drifting).targets
     with pytest.raises(FormatError, match="begins with the assistant"):
         render(example(messages=messages[1:]), "messages", tokenizer)
+
+
+def test_a_mask_that_the_template_declares_is_checked():
+    """{% generation %} in the wrong place, or around nothing, gives a mask of zeros or of ones without a word."""
+    talk = [{"role": r, "content": c} for r, c in (("user", "hello"), ("assistant", "it is"), ("user", "what?"), ("assistant", "a model"))]
+    said = "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}"
+    good = chatml(CHATML.replace("{{ m['content'] }}", said))
+    row = render(example(messages=talk), "messages", good)
+    assert row.tokens.tolist() == render(example(messages=talk), "messages", chatml()).tokens.tolist()
+    declared = good.chat_declared(talk)
+    assert good.decode(row.tokens[declared]) == "it isa model" and chatml().chat_declared(talk) is None
+    assert not (np.array(declared) & ~row.learned).any()
+    for wrong in (said.replace("'assistant'", "'user'"), said.replace("{{ m['content'] }}{% endgen", "{% endgen").replace(
+            "{% endgeneration %}", "{% endgeneration %}{{ m['content'] }}")):
+        with pytest.raises(FormatError, match="template drift: its {% generation %} blocks"):
+            render(example(messages=talk), "messages", chatml(CHATML.replace("{{ m['content'] }}", wrong)))
+
+
+@pytest.mark.parametrize("said", ["\n\nit is", "  it is", "\tit is", "it is\n"])
+def test_a_turn_that_begins_with_blanks_begins_behind_what_the_model_is_asked(said):
+    tokenizer = ByteLevelBPE.train([*TEXT, "\n\n\n  \n\n\t" * 9], 400, special_tokens=SPECIALS)
+    tokenizer.chat_template = CHATML.replace("<|im_start|>' + m", "' + m").replace("'<|im_start|>assist", "'assist")
+    talk = [{"role": r, "content": c} for r, c in (("user", "hello"), ("assistant", said), ("user", "what?"), ("assistant", said))]
+    row = render(example(messages=talk), "messages", tokenizer)
+    asked = tokenizer.chat(talk[:1])
+    assert row.tokens[:len(asked)].tolist() == asked and tokenizer.decode(row.tokens) == tokenizer.chat_text(talk, False)
+    assert tokenizer.decode(row.tokens[row.learned]) == f"{said}<|im_end|>" * 2
+    assert row.drift == (tokenizer.chat(talk, False)[:len(asked)] != asked)
 
 
 def test_a_token_over_the_border_of_prompt_and_completion_is_split_and_counted(tokenizer):
@@ -91,7 +115,7 @@ def test_a_token_over_the_border_of_prompt_and_completion_is_split_and_counted(t
 def test_one_bos(tokenizer):
     from pyllm.text.template import Template
 
-    with_bos = Chat.train(TEXT, 340, special_tokens=SPECIALS)
+    with_bos = chatml()
     with_bos._template = Template(single=((with_bos.bos_id, 0), ("A", 0)))
     for prompt in ("what is it?", "<s>what is it?"):
         row = render(example(prompt=prompt, completion=" a"), "completion", with_bos)
