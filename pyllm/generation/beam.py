@@ -12,7 +12,7 @@ def beam_search(decoder, beams, limit):
     4. A prompt is done when it has num_beams finished texts and the best running one cannot better the worst of them: judged by its score
        as it stands (early_stopping False), by what it could reach at `limit` ("never"), or at once (True).
     """
-    k, ends = beams.num_beams, decoder.ends
+    k = beams.num_beams
     running = np.full((len(decoder.rows) // k, k), -1e9, np.float32)  # sums of log p
     running[:, 0] = 0  # at first all rows of a prompt are the same: one of them counts
     prompts = decoder.rows[::k] // k
@@ -22,12 +22,13 @@ def beam_search(decoder, beams, limit):
         v, next_running, parents, tokens, left = scores.shape[1], [], [], [], []
         for i, prompt in enumerate(prompts.tolist()):
             sums = (scores[i * k : (i + 1) * k] + running[i][:, None]).ravel()
-            best = _largest(sums, max(2, 1 + len(ends)) * k)
+            best = _largest(sums, max(2, 1 + len(decoder.ends)) * k)
+            best = best[np.isfinite(sums[best])]
             length, full = decoder.drawn(i * k) + 1, decoder.cache.lengths[i * k] >= decoder.context
-            over = [id in ends or length == limit or bool(full) for id in (best % v).tolist()]
+            over = [length == limit or full or decoder.ends_with(i * k + place // v, place % v) for place in best.tolist()]
             found, texts = finished[prompt], decoder.history[i * k : (i + 1) * k]
             for place, end in zip(best[:k].tolist(), over):
-                if end and np.isfinite(sums[place]):
+                if end:
                     ids = [*texts[place // v][decoder.prompts[i * k] :], place % v]
                     found.append((float(sums[place] / np.float32(length**beams.length_penalty)), ids))
             found.sort(key=lambda one: -one[0])

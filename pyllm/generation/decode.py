@@ -123,6 +123,10 @@ class Decoder:
         """-> (m,) bool: rows whose text matches the constraint and cannot go on."""
         return np.array([self.matcher is not None and self.matcher.complete(self.states[i]) for i in self.at])
 
+    def ends_with(self, row, id):
+        """-> whether the text of the row at place `row` would end with the token `id`."""
+        return id in self.ends or self.matcher is not None and self.matcher.complete(self.matcher.after(self.states[row], id))
+
     def advance(self, keep):
         """Reads the tokens of the last step() in the rows that `keep`:(m,) bool marks; the others leave the batch."""
         self.going[self.at[~keep]] = False

@@ -83,6 +83,11 @@ class Tokenizer:
         """The bytes an id stands for: its length is what bits per byte are counted in."""
         return self._contents[self._checked([id])[0]]
 
+    @property
+    def contents(self):
+        """Two lists of the bytes that each id stands for: at the beginning of a text, and behind other tokens."""
+        return self._first, self._contents
+
     def encode(self, text, special=True, template=None):
         """text -> list of ids. special: special tokens written in the text become their id; otherwise they are ordinary text. template:
         whether the tokens that the model wants around a text (BOS; [CLS] and [SEP]) are put there, by default where `special` is true;
