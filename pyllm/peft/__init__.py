@@ -6,13 +6,15 @@
 """
 from pyllm.peft.base import Adapter, Method, Report, activate, adapters, disabled, inject, names, rates, remove, report
 from pyllm.peft.bitfit import BitFit
+from pyllm.peft.bottleneck import Houlsby, Parallel, Pfeiffer
 from pyllm.peft.folder import load, save, tensors_of
 from pyllm.peft.ia3 import IA3
 from pyllm.peft.ln_tuning import LNTuning
 from pyllm.peft.lora import LoRA
 from pyllm.peft.merge import MergeReport, merge, unmerge
 
-METHODS = {method.NAME: method for method in (LoRA, IA3, LNTuning, BitFit)}
+METHODS = {method.NAME: method for method in (LoRA, IA3, LNTuning, BitFit, Houlsby, Pfeiffer, Parallel)}
 
-__all__ = ["METHODS", "Adapter", "BitFit", "IA3", "LNTuning", "LoRA", "MergeReport", "Method", "Report", "activate", "adapters", "disabled",
-           "inject", "load", "merge", "names", "rates", "remove", "report", "save", "tensors_of", "unmerge"]
+__all__ = ["METHODS", "Adapter", "BitFit", "Houlsby", "IA3", "LNTuning", "LoRA", "MergeReport", "Method", "Parallel", "Pfeiffer", "Report",
+           "activate", "adapters", "disabled", "inject", "load", "merge", "names", "rates", "remove", "report", "save", "tensors_of",
+           "unmerge"]

@@ -17,12 +17,12 @@ ANY = (Linear, Embedding, *NORMS)
 class Adapter(Layer):
     """What stands at `site`, a path of a model, in place of `base_layer`: the layer that was there, or a further adapter.
 
-    KEYS: attribute of each parameter -> its name in PEFT's files, below the site. TRANSPOSED: those that lie there transposed. REPLACES: it
-    computes without its base layer, so it stands below adapters that call theirs. MERGES: `effective` says what it does in weights.
+    KEYS: attribute of each parameter -> its name in PEFT's files, below the site. TRANSPOSED: those that lie there transposed. DEPTH:
+    adapters of a smaller one stand below: 0 computes in place of its base layer, 1 changes a layer, 2 takes what a layer gives. MERGES: `effective` says what it does in weights.
     """
 
     adapter = True
-    KEYS, TRANSPOSED, REPLACES, MERGES = {}, (), False, True
+    KEYS, TRANSPOSED, DEPTH, MERGES = {}, (), 1, True
 
     def __init__(self, base_layer, site):
         self.base_layer, self.site = base_layer, site
@@ -261,7 +261,7 @@ def put(model, placed, method, name):
     for adapter in placed:
         adapter.name, adapter.method = name, method
         above, below = None, model.get(adapter.site)
-        while adapter.REPLACES and isinstance(below, Adapter) and not below.REPLACES:
+        while isinstance(below, Adapter) and below.DEPTH > adapter.DEPTH:
             above, below = below, below.base_layer
         adapter.base_layer = below
         if above is None:
@@ -300,7 +300,7 @@ def activate(model, *chosen):
     """These adapters are in force and trained, the others wait; several are stacked. ConfigError for a name that is not there."""
     for name in chosen:
         _known(model, name, "activate")
-    replaced = Counter(a.site for a in adapters(model) if a.REPLACES and a.name in chosen)
+    replaced = Counter(a.site for a in adapters(model) if a.DEPTH == 0 and a.name in chosen)
     if twice := [site for site, n in replaced.items() if n > 1]:
         raise ConfigError(f"activate: {', '.join(chosen)}: more than one of them replaces {', '.join(twice)}; expected one")
     for adapter in adapters(model):

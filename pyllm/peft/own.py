@@ -13,7 +13,7 @@ class Own(Adapter):
     keys: {attribute of module: name in PEFT's files, below the site}.
     """
 
-    REPLACES = True
+    DEPTH = 0
 
     def __init__(self, layer, site, keys):
         super().__init__(layer, site)
