@@ -44,6 +44,7 @@ class Decoder:
         self.cache.memory = memory and memory.rows(order)
         unread = [ids[n:] if len(ids) <= self.context else self._recent(ids) for ids, n in zip(texts, self.cache.lengths)]
         hidden = read(model, self.cache, unread)
+        self.context -= self.cache.ahead
         self.rows, self.history, self.matcher, self.states, self.draft = order, texts, matcher, None, None
         self.prompts, self.drafted, self.accepted = lengths[order], *np.zeros((2, len(prompts) * copies), np.int64)
         if copies > 1:

@@ -7,7 +7,7 @@ from pyllm.autograd import Rng, Tensor, ops
 from pyllm.errors import ConfigError
 from pyllm.models.base import Config, Count
 from pyllm.models.seq2seq import EncoderDecoder
-from pyllm.nn import ACTIVATIONS, Embedding, LayerNorm, Linear, Module, attend, positions, split, through
+from pyllm.nn import ACTIVATIONS, Embedding, LayerNorm, Linear, Module, attend, positions, split, through, virtual
 
 OFFSET = 2  # the first two rows of a position table are never read
 
@@ -64,7 +64,7 @@ class BartConfig(Config):
 class Attention(Module):
     def __init__(self, c, heads, layer):
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (Linear(c.d_model, c.d_model, True, c.init_std) for _ in range(4))
-        self.head_size, self.layer, self.p = c.d_model // heads, layer, c.attention_dropout
+        self.kv_heads, self.head_size, self.layer, self.p, self.prefix = heads, c.d_model // heads, layer, c.attention_dropout, None
 
     def keys(self, memory):
         """memory:(B, S, C) -> keys, values:(B, S, H, D)."""
@@ -72,7 +72,8 @@ class Attention(Module):
 
     def __call__(self, x, keys, rng, **options):
         """x:(B, T, C) -> (B, T, C), before the output projection."""
-        return attend(split(self.q_proj(x), self.head_size), *keys, layer=self.layer, p=self.p, rng=rng, **options)
+        return attend(split(self.q_proj(x), self.head_size), *keys, layer=self.layer, prefix=self.prefix, p=self.p, rng=rng,
+                      **options)
 
 
 class Block(Module):
@@ -102,10 +103,16 @@ class Side(Module):
         self.layernorm_embedding = LayerNorm(c.d_model)
         self.layers = [Block(c, heads, inner, i, decoder) for i in range(layers)]
         self.p, self.limit, self.scale = c.dropout, c.max_position_embeddings, c.d_model**0.5 if c.scale_embedding else 1.0
+        self.prompt, self.causal = None, decoder
 
     def __call__(self, x, tokens, *memory, segments, cache=None, checkpointing, rng, **options):
         """x:(B, T, C) the embedded tokens:(B, T) -> (B, T, C)."""
-        x = (x * self.scale if self.scale != 1 else x) + self.embed_positions(positions(tokens, segments, cache, self.limit) + OFFSET)
+        prefixes = [block.self_attn.prefix for block in self.layers]
+        virtual.begin(cache, prefixes, None, None)
+        ahead = virtual.size(prefixes[0]) if self.causal and cache is None else 0  # what an encoder adds to its keys has no positions
+        at = positions(tokens, segments, cache, self.limit - ahead - virtual.size(self.prompt)) + np.int32(ahead)
+        x, at, segments, _ = virtual.embedded(self.prompt, x * self.scale if self.scale != 1 else x, at, segments)
+        x = x + self.embed_positions(at + OFFSET)
         x = ops.dropout(self.layernorm_embedding(x), self.p, rng and rng.fold("in"))
         return through(self.layers, x, *memory, checkpointing=checkpointing, rng=rng, segments=segments, cache=cache, **options)
 
@@ -131,6 +138,9 @@ class Bart(EncoderDecoder):
 
     def embedding(self):
         return self.model.shared
+
+    def sides(self):
+        return self.model.encoder, self.model.decoder
 
     def head_bias(self):
         return self.final_logits_bias.reshape(self.config.vocab_size)

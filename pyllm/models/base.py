@@ -5,7 +5,7 @@ import numpy as np
 
 from pyllm.autograd import ops, recording
 from pyllm.errors import ConfigError, suggest
-from pyllm.nn import ACTIVATIONS, Linear, Module
+from pyllm.nn import ACTIVATIONS, Linear, Module, positions, virtual
 
 
 class Config:
@@ -162,6 +162,16 @@ class Trunk(Module):
     def check(self, tokens, segments=None, cache=None):
         """See check_tokens."""
         return check_tokens(type(self).__name__, tokens, self.config.vocab_size, segments, cache)
+
+    def standing(self, tokens, segments, cache, prefixes, limit):
+        """-> at:(B, T) the tokens' positions behind the prefixes of the layers, and how many positions those take.
+
+        A cache that is still empty gets the virtual tokens first, and counts them itself. limit: positions there are.
+        """
+        virtual.begin(cache, prefixes, self.prompt, lambda x, at: self.run(x, at, cache=cache))
+        ahead = virtual.size(prefixes[0]) if cache is None else 0
+        used = ahead + virtual.size(self.prompt) if cache is None else 0
+        return positions(tokens, segments, cache, limit - used) + np.int32(ahead), ahead
 
     def pooled(self, hidden, segments):
         """hidden:(B, T, C) -> (B, C): what a classifier reads, the last token."""

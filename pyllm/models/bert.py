@@ -6,7 +6,7 @@ import numpy as np
 from pyllm.autograd import Rng, ops
 from pyllm.errors import ConfigError
 from pyllm.models.base import Config, LanguageModel, Trunk, edge_token
-from pyllm.nn import ACTIVATIONS, Embedding, LayerNorm, Linear, Module, attend, parameter, positions, split, through
+from pyllm.nn import ACTIVATIONS, Embedding, LayerNorm, Linear, Module, attend, parameter, positions, split, through, virtual
 
 
 @dataclass(frozen=True)
@@ -60,20 +60,21 @@ class Embeddings(Module):
         self.token_type_embeddings = Embedding(c.type_vocab_size, c.hidden_size, std)
         self.LayerNorm = LayerNorm(c.hidden_size, c.layer_norm_eps)
 
-    def __call__(self, tokens, at, types, rng):
-        x = self.word_embeddings(tokens, rng) + self.position_embeddings(at) + self.token_type_embeddings(types)
-        return self.LayerNorm(x)
+    def __call__(self, x, at, types):
+        """x:(B, T, C) word embeddings at:(B, T) types:(B, T) -> (B, T, C)."""
+        return self.LayerNorm(x + self.position_embeddings(at) + self.token_type_embeddings(types))
 
 
 class Heads(Module):
     def __init__(self, c):
         self.query, self.key, self.value = (Linear(c.hidden_size, c.hidden_size, True, c.initializer_range) for _ in range(3))
-        self.head_size, self.p = c.hidden_size // c.num_attention_heads, c.attention_probs_dropout_prob
+        self.kv_heads, self.head_size = c.num_attention_heads, c.hidden_size // c.num_attention_heads
+        self.p, self.prefix = c.attention_probs_dropout_prob, None
 
     def __call__(self, x, segments, rng):
         """x:(B, T, C) -> (B, T, C), before the output projection."""
         q, k, v = (split(p(x), self.head_size) for p in (self.query, self.key, self.value))
-        return attend(q, k, v, causal=False, segments=segments, p=self.p, rng=rng)
+        return attend(q, k, v, causal=False, segments=segments, prefix=self.prefix, p=self.p, rng=rng)
 
 
 class Output(Module):
@@ -129,7 +130,7 @@ class Bert(Trunk):
 
     def __init__(self, c, checkpointing=False, pooler=False):
         self.config, self.checkpointing = c, checkpointing
-        self.embeddings, self.encoder = Embeddings(c), Encoder(c)
+        self.embeddings, self.encoder, self.prompt = Embeddings(c), Encoder(c), None
         self.pooler = Pooler(c) if pooler else None
 
     @classmethod
@@ -145,9 +146,12 @@ class Bert(Trunk):
         tokens, segments = self.check(tokens, segments)
         c = self.config
         types = np.zeros_like(tokens) if types is None else self.check_types(types, tokens)
-        x = self.embeddings(tokens, positions(tokens, segments, limit=c.max_position_embeddings), types, rng)
+        at = positions(tokens, segments, limit=c.max_position_embeddings - virtual.size(self.prompt))
+        x, at, segments, skip = virtual.embedded(self.prompt, self.embeddings.word_embeddings(tokens, rng), at, segments)
+        x = self.embeddings(x, at, np.pad(types, ((0, 0), (skip, 0))))
         x = ops.dropout(x, c.hidden_dropout_prob, rng and rng.fold(c.num_hidden_layers))
-        return through(self.encoder.layer, x, checkpointing=self.checkpointing, rng=rng, segments=segments)
+        x = through(self.encoder.layer, x, checkpointing=self.checkpointing, rng=rng, segments=segments)
+        return x[:, skip:] if skip else x
 
     def check_types(self, types, tokens):
         types = np.asarray(types)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pyllm.autograd import Rng
 from pyllm.errors import ConfigError
 from pyllm.models.base import CausalLM, Config, Trunk
-from pyllm.nn import ACTIVATIONS, Embedding, RMSNorm, RotaryBlock, RotaryTable, checked_scaling, positions, step, through
+from pyllm.nn import ACTIVATIONS, Embedding, RMSNorm, RotaryBlock, RotaryTable, checked_scaling, step, through, virtual
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
@@ -128,7 +128,7 @@ class Decoder(Trunk):
         tables = {}
         for kind in map(c.rope, range(c.num_hidden_layers)):
             tables.setdefault(repr(kind), RotaryTable(c.head_size, *kind, context=c.max_position_embeddings))
-        self.embed_tokens = Embedding(c.vocab_size, c.hidden_size, c.initializer_range)
+        self.embed_tokens, self.prompt = Embedding(c.vocab_size, c.hidden_size, c.initializer_range), None
         self.layers = [RotaryBlock(c, i, tables[repr(c.rope(i))]) for i in range(c.num_hidden_layers)]
         self.norm = c.norm(c.hidden_size, c.rms_norm_eps)
 
@@ -137,10 +137,18 @@ class Decoder(Trunk):
 
     def __call__(self, tokens, segments=None, cache=None, rng: Rng | None = None):
         tokens, segments = self.check(tokens, segments, cache)
-        at = positions(tokens, segments, cache, limit=self.limit())
+        prefixes, skip = [block.self_attn.prefix for block in self.layers], 0
+        at, ahead = self.standing(tokens, segments, cache, prefixes, self.limit())
         x = self.embed_tokens(tokens, rng)
         if self.config.embed_scale != 1:
             x = x * self.config.embed_scale
+        if cache is None:
+            x, at, segments, skip = virtual.embedded(self.prompt, x, at, segments, ahead, any(b.self_attn.window for b in self.layers))
+        hidden = self.run(x, at, segments, cache, rng)
+        return hidden[:, skip:] if skip else hidden
+
+    def run(self, x, at, segments=None, cache=None, rng=None):
+        """x:(B, T, C) the embedded tokens at positions at:(B, T) -> (B, T, C)."""
         y = step(self.layers, x, cache, rng)
         if y is None:
             y = through(self.layers, x, checkpointing=self.checkpointing, rng=rng, at=at, segments=segments, cache=cache)

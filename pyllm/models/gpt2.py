@@ -7,7 +7,7 @@ from pyllm.autograd import Rng, Tensor, ops
 from pyllm.errors import ConfigError
 from pyllm.models.base import CausalLM, Config, Trunk
 from pyllm.nn import (ACTIVATIONS, BlockPlan, Embedding, LayerNorm, Linear, Module, RelativeBias, RotaryTable, alibi,
-                      attend, positions, sinusoids, split, step, through)
+                      attend, sinusoids, split, step, through, virtual)
 
 # How a token knows where it stands: vectors added to the embeddings (learned, sinusoidal), rotations (rope), biases of scores (alibi, t5)
 POSITIONS = ("learned", "sinusoidal", "rope", "alibi", "t5")
@@ -57,7 +57,8 @@ class Attention(Module):
     def __init__(self, c, layer, rotary):
         self.c_attn = Linear(c.n_embd, 3 * c.n_embd, c.bias, c.initializer_range)
         self.c_proj = Linear(c.n_embd, c.n_embd, c.bias, c.initializer_range / (2 * c.n_layer) ** 0.5)
-        self.heads, self.layer, self.p, self.rotary = c.n_head, layer, c.attn_pdrop, rotary
+        self.heads, self.layer, self.p, self.rotary, self.prefix = c.n_head, layer, c.attn_pdrop, rotary, None
+        self.kv_heads, self.head_size = c.n_head, c.n_embd // c.n_head
         self.scale = (c.n_embd // c.n_head) ** -0.5 if c.scale_attn_weights else 1.0
         if c.scale_attn_by_inverse_layer_idx:
             self.scale /= layer + 1
@@ -65,14 +66,15 @@ class Attention(Module):
     def __call__(self, x, bias, at, segments, cache, rng):
         """x:(B, T, C) -> (B, T, C), before the output projection."""
         qkv = self.c_attn(x)
-        if cache is None and bias is None and self.rotary is None and (rng is None or self.p == 0):
+        if cache is None and bias is None and self.rotary is None and not virtual.size(self.prefix) and (rng is None or self.p == 0):
             return ops.attention_packed(qkv, heads=self.heads, kv_heads=self.heads, segments=segments, scale=self.scale)
         c, d = x.shape[2], x.shape[2] // self.heads
         q, k, v = (split(qkv[:, :, i : i + c], d) for i in (0, c, 2 * c))
         if self.rotary is not None:
             cos, sin = self.rotary(at.max())
             q, k = (ops.rope(y, cos=cos, sin=sin, positions=at) for y in (q, k))
-        return attend(q, k, v, bias, segments=segments, cache=cache, layer=self.layer, scale=self.scale, p=self.p, rng=rng)
+        return attend(q, k, v, bias, segments=segments, cache=cache, layer=self.layer, prefix=self.prefix, scale=self.scale, p=self.p,
+                      rng=rng)
 
 
 class MLP(Module):
@@ -113,7 +115,7 @@ class Body(Trunk):
 
     def __init__(self, c, checkpointing=False):
         self.config, self.checkpointing = c, checkpointing
-        self.wte = Embedding(c.vocab_size, c.n_embd, c.initializer_range)
+        self.wte, self.prompt = Embedding(c.vocab_size, c.n_embd, c.initializer_range), None
         self.wpe = Embedding(c.n_positions, c.n_embd, c.initializer_range) if c.position == "learned" else None
         self.relative_attention_bias = RelativeBias(c.n_head, False, std=c.initializer_range) if c.position == "t5" else None
         rotary = RotaryTable(c.n_embd // c.n_head) if c.position == "rope" else None
@@ -126,13 +128,21 @@ class Body(Trunk):
 
     def __call__(self, tokens, segments=None, cache=None, rng: Rng | None = None):
         tokens, segments = self.check(tokens, segments, cache)
-        c, at = self.config, positions(tokens, segments, cache, limit=self.config.n_positions)
+        at, ahead, skip = *self.standing(tokens, segments, cache, [block.attn.prefix for block in self.h], self.config.n_positions), 0
         x = self.wte(tokens, rng)
+        if cache is None:
+            x, at, segments, skip = virtual.embedded(self.prompt, x, at, segments, ahead, self.config.position in ("alibi", "t5"))
+        hidden = self.run(x, at, segments, cache, rng, ahead)
+        return hidden[:, skip:] if skip else hidden
+
+    def run(self, x, at, segments=None, cache=None, rng=None, ahead=0):
+        """x:(B, T, C) the embedded tokens at positions at:(B, T), behind `ahead` virtual ones -> (B, T, C)."""
+        c = self.config
         if c.position == "learned":
             x = x + self.wpe(at)
         if c.position == "sinusoidal":
             x = x + Tensor(self.sinusoids[at])
-        bias, t, starts = (), tokens.shape[1], np.zeros(1, int) if cache is None else cache.lengths
+        bias, t, starts = (), x.shape[1], np.full(1, ahead) if cache is None else cache.starts
         if c.position == "alibi":
             bias = (Tensor(alibi(c.n_head, t, int(starts.max()) + t, starts)),)
         if c.position == "t5":

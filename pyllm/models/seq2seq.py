@@ -3,7 +3,7 @@ import numpy as np
 
 from pyllm.autograd import Tensor, ops
 from pyllm.models.base import check_tokens
-from pyllm.nn import Module
+from pyllm.nn import Module, virtual
 
 
 class Memory:
@@ -28,15 +28,19 @@ class Memory:
 class EncoderDecoder(Module):
     """tokens:(B, S), decoder_tokens:(B, T) -> logits Tensor (B, T, V) of the decoder.
 
-    A family defines `embedding`, `encode` and `decode`. ALIASES: see `aliases`; the others: see Trunk.
+    A family defines `embedding`, `sides`, `encode` and `decode`. ALIASES: see `aliases`; the others: see Trunk.
     """
 
     PREFIX, TRANSPOSED, IGNORED, RENAMED, OPTIONAL, ALIASES, ALSO, TRUNK, HEAD = "", (), (), (), (), {}, (), None, "lm_head"
     generation = None
     architecture = property(lambda self: self.config.architecture)
 
+    def sides(self):
+        """-> the modules of encoder and decoder."""
+        raise NotImplementedError
+
     def encode(self, tokens, segments=None, rng=None):
-        """tokens:(B, S) -> Tensor (B, S, C): what the decoder looks at."""
+        """tokens:(B, S) -> Tensor (B, S, C): what the decoder looks at, a prompt's columns first."""
         raise NotImplementedError
 
     def decode(self, tokens, memory, *, segments, cross, cache, kept, rng):
@@ -63,6 +67,7 @@ class EncoderDecoder(Module):
             cross = decoder_segments, theirs
             if decoder_segments is None:
                 cross = np.ones_like(decoder_tokens), (theirs > 0).astype(np.int32)
+            cross = cross[0], virtual.extended(self.sides()[0].prompt, cross[1])
         return self.decode(decoder_tokens, memory, segments=decoder_segments, cross=cross, cache=None, kept=None,
                            rng=rng and rng.fold("decoder"))
 
@@ -75,7 +80,7 @@ class EncoderDecoder(Module):
         tokens, segments = np.zeros((2, len(rows), max(map(len, rows))), np.int32)
         for row, ids in enumerate(rows):
             tokens[row, : len(ids)], segments[row, : len(ids)] = ids, 1
-        return Memory(self.encode(tokens, segments), segments)
+        return Memory(self.encode(tokens, segments), virtual.extended(self.sides()[0].prompt, segments))
 
     def continued(self, tokens, cache):
         """tokens:(B, T) behind those of the cache, whose memory they look at -> hidden states (B, T, C), without gradients."""

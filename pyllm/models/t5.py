@@ -7,7 +7,7 @@ from pyllm.autograd import Rng, ops
 from pyllm.errors import ConfigError
 from pyllm.models.base import Config, Count
 from pyllm.models.seq2seq import EncoderDecoder
-from pyllm.nn import Embedding, Linear, Module, RelativeBias, RMSNorm, attend, split, through
+from pyllm.nn import Embedding, Linear, Module, RelativeBias, RMSNorm, attend, split, through, virtual
 
 KINDS = {"relu": ("relu", False), "gated-gelu": ("gelu_tanh", True), "gated-silu": ("silu", True), "gelu": ("gelu", False),
          "gated-relu": ("relu", True)}  # feed_forward_proj -> activation, gated
@@ -76,7 +76,7 @@ class Attention(Module):
         self.k, self.v = (Linear(c.d_model, inner, False, f * c.d_model**-0.5) for _ in range(2))
         self.o = Linear(inner, c.d_model, False, f * inner**-0.5)
         self.relative_attention_bias = bias
-        self.head_size, self.layer, self.p = c.d_kv, layer, c.dropout_rate
+        self.kv_heads, self.head_size, self.layer, self.p, self.prefix = c.num_heads, c.d_kv, layer, c.dropout_rate, None
 
     def keys(self, memory):
         """memory:(B, S, C) -> keys, values:(B, S, H, D)."""
@@ -84,7 +84,8 @@ class Attention(Module):
 
     def __call__(self, x, keys, bias, rng, **options):
         """x:(B, T, C) -> (B, T, H D), before the output projection."""
-        return attend(split(self.q(x), self.head_size), *keys, bias, scale=1.0, layer=self.layer, p=self.p, rng=rng, **options)
+        return attend(split(self.q(x), self.head_size), *keys, bias, scale=1.0, layer=self.layer, prefix=self.prefix, p=self.p, rng=rng,
+                      **options)
 
 
 def _bias(c, bidirectional):
@@ -161,14 +162,18 @@ class Stack(Module):
     def __init__(self, c, layers, decoder):
         self.block = [Block(c, i, decoder) for i in range(layers)]
         self.final_layer_norm = RMSNorm(c.d_model, c.layer_norm_epsilon)
-        self.p = c.dropout_rate
+        self.p, self.prompt = c.dropout_rate, None
 
-    def __call__(self, x, *memory, cache=None, checkpointing, rng, **options):
+    def __call__(self, x, *memory, segments, cache=None, checkpointing, rng, **options):
         """x:(B, T, C) -> (B, T, C); the first block's table of biases serves all."""
-        t, starts = x.shape[1], np.zeros(1, int) if cache is None else cache.lengths
+        prefixes = [block.layer[0].SelfAttention.prefix for block in self.block]
+        virtual.begin(cache, prefixes, None, None)
+        x, _, segments, _ = virtual.embedded(self.prompt, x, None, segments, ordered=True)
+        t, starts = x.shape[1], np.full(1, virtual.size(prefixes[0])) if cache is None else cache.starts
         bias = self.block[0].layer[0].SelfAttention.relative_attention_bias(t, int(starts.max()) + t, starts)
         x = ops.dropout(x, self.p, rng and rng.fold("in"))
-        x = through(self.block, x, bias, *memory, checkpointing=checkpointing, rng=rng, cache=cache, **options)
+        x = through(self.block, x, bias, *memory, checkpointing=checkpointing, rng=rng, segments=segments, cache=cache,
+                    **options)
         return ops.dropout(self.final_layer_norm(x), self.p, rng and rng.fold("out"))
 
 
@@ -187,6 +192,9 @@ class T5(EncoderDecoder):
 
     def embedding(self):
         return self.shared
+
+    def sides(self):
+        return self.encoder, self.decoder
 
     def encode(self, tokens, segments=None, rng: Rng | None = None):
         tokens, segments = self.check(tokens, segments)

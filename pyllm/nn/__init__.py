@@ -1,4 +1,5 @@
 """Building blocks of models."""
+from pyllm.nn import virtual
 from pyllm.nn.attention import ACTIVATIONS, RelativeBias, RotaryBlock, attend, split, through
 from pyllm.nn.cache import Cache
 from pyllm.nn.layers import Embedding, Layer, LayerNorm, Linear, OffsetRMSNorm, RMSNorm
@@ -10,4 +11,4 @@ from pyllm.nn.step import BlockPlan, step
 
 __all__ = ["ACTIVATIONS", "BlockPlan", "Cache", "Embedding", "Layer", "LayerNorm", "Linear", "Module", "OffsetRMSNorm", "RMSNorm",
            "RelativeBias", "RotaryBlock", "RotaryTable", "alibi", "alibi_slopes", "attend", "checked_scaling", "normal", "parameter",
-           "positions", "quantize", "relative_buckets", "sinusoids", "split", "step", "through"]
+           "positions", "quantize", "relative_buckets", "sinusoids", "split", "step", "through", "virtual"]

@@ -4,6 +4,7 @@ from pyllm.nn.layers import Linear
 from pyllm.nn.module import Module, normal, parameter
 from pyllm.nn.positions import distances, relative_buckets
 from pyllm.nn.step import BlockPlan
+from pyllm.nn.virtual import attended, size
 
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu", "silu": "silu", "swish": "silu"}
 
@@ -13,16 +14,19 @@ def split(x, size):
     return x.reshape(*x.shape[:2], -1, size)
 
 
-def attend(q, k, v, bias=None, *, causal=True, window=0, segments=None, cache=None, layer=None, scale=None, p=0.0, rng=None):
+def attend(q, k, v, bias=None, *, causal=True, window=0, segments=None, cache=None, layer=None, prefix=None, scale=None, p=0.0,
+           rng=None):
     """q:(B, Tq, H, D) k, v:(B, Tk, Hkv, D) -> (B, Tq, H D); see ops.attention. k and v go behind what `layer` of the cache holds.
 
-    p: dropout of the attention weights, with rng.
+    prefix: keys and values before them, see virtual.py; a cache holds its own. p: dropout of the attention weights, with rng.
     """
+    if cache is None and size(prefix):
+        k, v, segments = attended(prefix, k, v, segments, ordered=window > 0 or bias is not None)
     if cache is not None:
         k, v = cache.append(layer, k.data, v.data)
         if bias is not None:  # as wide as the keys there are, not as the room for them
             k, v = k[:, : bias.shape[3]], v[:, : bias.shape[3]]
-        out = ops.attention(q, k, v, bias, causal=causal, window=window, starts=cache.lengths, scale=scale)
+        out = ops.attention(q, k, v, bias, causal=causal, window=window, starts=cache.starts, scale=scale)
     elif rng is None or p == 0:
         out = ops.attention(q, k, v, bias, causal=causal, window=window, segments=segments, scale=scale)
     else:
@@ -69,7 +73,7 @@ class RotaryAttention(Module):
         self.q_norm, self.k_norm = (c.norm(d, c.rms_norm_eps) if c.qk_norm else None for _ in range(2))
         self.heads, self.kv_heads, self.head_size = c.num_attention_heads, c.kv_heads, d
         self.layer, self.rotary = layer, rotary
-        self.window, self.scale, self.p = c.window(layer), c.scale, c.attention_dropout
+        self.window, self.scale, self.p, self.prefix = c.window(layer), c.scale, c.attention_dropout, None
 
     def __call__(self, x, at, segments, cache, rng):
         """x:(B, T, C) at:(B, T) positions -> (B, T, H D), before the output projection."""
@@ -78,7 +82,8 @@ class RotaryAttention(Module):
             q, k = self.q_norm(q), self.k_norm(k)
         cos, sin = self.rotary(at.max())
         q, k = (ops.rope(y, cos=cos, sin=sin, positions=at) for y in (q, k))
-        return attend(q, k, v, window=self.window, segments=segments, cache=cache, layer=self.layer, scale=self.scale, p=self.p, rng=rng)
+        return attend(q, k, v, window=self.window, segments=segments, cache=cache, layer=self.layer, prefix=self.prefix, scale=self.scale,
+                      p=self.p, rng=rng)
 
 
 class GatedMLP(Module):

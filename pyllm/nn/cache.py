@@ -13,6 +13,7 @@ class Cache:
     def __init__(self, rows, capacity=64):
         self.lengths = np.zeros(rows, np.int64)
         self.capacity = capacity
+        self.ahead = 0  # virtual tokens before the first one, the same of every row; see virtual.py
         self.layers = {}
         self.shared = False  # a part of another one
         self.memory = None  # of an encoder-decoder: what its rows look at, a Memory with as many
@@ -22,13 +23,13 @@ class Cache:
         """k, v:(B, T, Hkv, D) -> all keys and values so far, views (B, capacity, Hkv, D)."""
         b, t, h, d = k.shape
         keys, values = self.room(layer, t, h, d).swapaxes(2, 3)
-        at = np.arange(b)[:, None], self.lengths[:, None] + np.arange(t)
+        at = np.arange(b)[:, None], self.starts[:, None] + np.arange(t)
         keys[at], values[at] = k, v
         return keys, values
 
     def room(self, layer, t, h, d):
         """-> a layer's keys and values, (2, B, Hkv, capacity, D), with room for t more tokens a row."""
-        store, b, needed = self.layers.get(layer), len(self.lengths), int(self.lengths.max()) + t
+        store, b, needed = self.layers.get(layer), len(self.lengths), int(self.starts.max()) + t
         if store is None or needed > store.shape[3]:
             store = self.layers[layer] = self._grown(store, (2, b, h, needed, d))
         return store
@@ -44,6 +45,16 @@ class Cache:
             grown[:, :, :, :held] = store
         return grown
 
+    @property
+    def starts(self):
+        """-> (B,) where the next token's key goes."""
+        return self.lengths + self.ahead
+
+    def lead(self, count):
+        """What was appended to every row are `count` virtual tokens."""
+        self.ahead += count
+        self.capacity += count
+
     def advance(self, counts):
         """counts:(B,) tokens of the last call that were real."""
         self.lengths += counts
@@ -51,7 +62,7 @@ class Cache:
     def part(self, start, stop):
         """-> a Cache of rows start..stop-1 that writes into this one. Its layers are those there are, at the capacity there is."""
         part = Cache(0, self.capacity)
-        part.lengths, part.shared, part.step = self.lengths[start:stop], True, self.step
+        part.lengths, part.shared, part.step, part.ahead = self.lengths[start:stop], True, self.step, self.ahead
         part.layers = {layer: store[:, start:stop] for layer, store in self.layers.items()}
         part.memory = self.memory and self.memory.rows(slice(start, stop))
         return part
@@ -67,7 +78,8 @@ class Cache:
         self.lengths = self.lengths[index]
         if self.memory is not None and not same:
             self.memory = self.memory.rows(index)
-        longest, end = (int(lengths.max(initial=0)) for lengths in (self.lengths, self.lengths[moved]))
+        longest, end = (int(starts.max(initial=0)) for starts in (self.starts, self.starts[moved]))
+        same = same and same + self.ahead
         for layer, store in self.layers.items():
             taken = store[:, index[moved], :, same:end]
             if len(index) > before:
@@ -79,10 +91,10 @@ class Cache:
 
     def copies(self, lengths, capacity):
         """lengths: B numbers -> a Cache of B rows; row i holds the first lengths[i] tokens of this one's only row."""
-        made = Cache(len(lengths), max(capacity, *lengths))
-        made.lengths[:], made.step = lengths, self.step
+        made = Cache(len(lengths), max(capacity, *lengths) + self.ahead)
+        made.lengths[:], made.step, made.ahead = lengths, self.step, self.ahead
         for layer, store in self.layers.items():
             room = made.layers[layer] = np.zeros((2, len(lengths), store.shape[2], made.capacity, store.shape[4]), np.float32)
-            for row, held in enumerate(lengths):
+            for row, held in enumerate(made.starts):
                 room[:, row, :, :held] = store[:, 0, :, :held]
         return made

@@ -11,7 +11,7 @@ def positions(tokens, segments=None, cache=None, limit=None):
     """
     b, t = tokens.shape
     if segments is None:
-        at = np.arange(t, dtype=np.int32)[None] + (np.zeros((b, 1), np.int32) if cache is None else cache.lengths[:, None].astype(np.int32))
+        at = np.arange(t, dtype=np.int32)[None] + (np.zeros((b, 1), np.int32) if cache is None else cache.starts[:, None].astype(np.int32))
     else:
         index = np.arange(t, dtype=np.int32)[None]
         fresh = np.ones((b, t), bool)

@@ -75,8 +75,8 @@ class _Step:
             return None
         t, y = x.shape[1], K.empty(x.shape)
         stores = [cache.room(layer, t, *shape) for layer, shape in enumerate(self.shapes)]
-        tables = [table(int(cache.lengths.max()) + t - 1) for table in self.tables]
-        self.blocks.run(x.data, y, cache.lengths, stores, tables)
+        tables = [table(int(cache.starts.max()) + t - 1) for table in self.tables]
+        self.blocks.run(x.data, y, cache.starts, stores, tables)
         return Tensor(y)
 
 

@@ -12,9 +12,12 @@ from pyllm.peft.ia3 import IA3
 from pyllm.peft.ln_tuning import LNTuning
 from pyllm.peft.lora import LoRA
 from pyllm.peft.merge import MergeReport, merge, unmerge
+from pyllm.peft.prefix import PrefixTuning
+from pyllm.peft.prompt import PromptTuning, PTuning
 
-METHODS = {method.NAME: method for method in (LoRA, IA3, LNTuning, BitFit, Houlsby, Pfeiffer, Parallel)}
+METHODS = {method.NAME: method for method in (LoRA, IA3, LNTuning, BitFit, Houlsby, Pfeiffer, Parallel, PrefixTuning, PromptTuning,
+                                             PTuning)}
 
-__all__ = ["METHODS", "Adapter", "BitFit", "Houlsby", "IA3", "LNTuning", "LoRA", "MergeReport", "Method", "Parallel", "Pfeiffer", "Report",
-           "activate", "adapters", "disabled", "inject", "load", "merge", "names", "rates", "remove", "report", "save", "tensors_of",
+__all__ = ["METHODS", "Adapter", "BitFit", "Houlsby", "IA3", "LNTuning", "LoRA", "MergeReport", "Method", "PTuning", "Parallel", "Pfeiffer",
+           "PrefixTuning", "PromptTuning", "Report", "activate", "adapters", "disabled", "inject", "load", "merge", "names", "rates", "remove", "report", "save", "tensors_of",
            "unmerge"]

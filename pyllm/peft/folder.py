@@ -85,7 +85,7 @@ def load(model, folder, name="default"):
     if not (folder / "adapter_config.json").is_file():
         raise FileNotFoundError(f"load: {folder}: no adapter_config.json; expected an adapter's folder")
     config = read_json(folder / "adapter_config.json")
-    kinds = {m.PEFT or f"PYLLM_{m.NAME.upper()}": m for m in METHODS.values()}
+    kinds = {kind: m for m in METHODS.values() for kind in (m.PEFT, f"PYLLM_{m.NAME.upper()}") if kind}
     if not isinstance(config, dict) or config.get("peft_type") not in kinds:
         kind = config.get("peft_type") if isinstance(config, dict) else config
         raise FormatError(f"load: {folder}: peft_type={kind!r}; expected one of {', '.join(kinds)}")

@@ -82,6 +82,8 @@ def unmerge(model):
 
 def _merged(top):
     """-> a layer of the bottom's class that computes what the adapters above it and itself compute, made in float64."""
+    if top.bottom is None:
+        return None
     kept = [(p, p.data) for p in top.parameters()]
     try:
         for p, data in kept:
