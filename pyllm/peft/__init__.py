@@ -19,5 +19,5 @@ METHODS = {method.NAME: method for method in (LoRA, IA3, LNTuning, BitFit, Houls
                                              PTuning)}
 
 __all__ = ["METHODS", "Adapter", "BitFit", "Houlsby", "IA3", "LNTuning", "LoRA", "MergeReport", "Method", "PTuning", "Parallel", "Pfeiffer",
-           "PrefixTuning", "PromptTuning", "Report", "activate", "adapters", "disabled", "inject", "load", "merge", "names", "rates", "remove", "report", "save", "tensors_of",
-           "unmerge"]
+           "PrefixTuning", "PromptTuning", "Report", "activate", "adapters", "disabled", "inject", "load", "merge",
+           "names", "rates", "remove", "report", "save", "tensors_of", "unmerge"]

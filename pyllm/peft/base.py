@@ -18,7 +18,8 @@ class Adapter(Layer):
     """What stands at `site`, a path of a model, in place of `base_layer`: the layer that was there, or a further adapter.
 
     KEYS: attribute of each parameter -> its name in PEFT's files, below the site. TRANSPOSED: those that lie there transposed. DEPTH:
-    adapters of a smaller one stand below: 0 computes in place of its base layer, 1 changes a layer, 2 takes what a layer gives. MERGES: `effective` says what it does in weights.
+    adapters of a smaller one stand below: 0 computes in place of its base layer, 1 changes a layer, 2 takes what a layer gives. MERGES:
+    `effective` says what it does in weights.
     """
 
     adapter = True

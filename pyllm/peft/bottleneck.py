@@ -11,14 +11,13 @@ from pyllm.peft.base import NORMS, Adapter, Method, candidates
 from pyllm.peft.folder import unknown_keys
 
 INITS = ("bert", "mam_adapter", "houlsby")
-ENDS = {  # model_type -> the layers that end the branches: attention, cross-attention, feed-forward; the norm behind the last, if one is
-    "gpt2": (r"h\.\d+\.attn\.c_proj", None, r"h\.\d+\.mlp\.c_proj", None),
-    "bert": (r"layer\.\d+\.attention\.output\.dense", None, r"layer\.\d+\.output\.dense", r"layer\.\d+\.output\.LayerNorm"),
-    "bart": (r"layers\.\d+\.self_attn\.out_proj", r"layers\.\d+\.encoder_attn\.out_proj", r"layers\.\d+\.fc2",
-             r"layers\.\d+\.final_layer_norm"),
-    "t5": (r"layer\.0\.SelfAttention\.o", r"layer\.1\.EncDecAttention\.o", r"layer\.\d\.DenseReluDense\.wo", None),
-    "gemma3_text": (r"layers\.\d+\.post_attention_layernorm", None, r"layers\.\d+\.post_feedforward_layernorm", None),
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), (r"layers\.\d+\.self_attn\.o_proj", None, r"layers\.\d+\.mlp\.down_proj", None)),
+ENDS = {  # model_type -> the layers that end the branches: attention, feed-forward; the norm behind the latter, if one is
+    "gpt2": (r"h\.\d+\.attn\.c_proj", r"h\.\d+\.mlp\.c_proj", None),
+    "bert": (r"layer\.\d+\.attention\.output\.dense", r"layer\.\d+\.output\.dense", r"layer\.\d+\.output\.LayerNorm"),
+    "bart": (r"layers\.\d+\.self_attn\.out_proj", r"layers\.\d+\.fc2", r"layers\.\d+\.final_layer_norm"),
+    "t5": (r"layer\.0\.SelfAttention\.o", r"layer\.\d\.DenseReluDense\.wo", None),
+    "gemma3_text": (r"layers\.\d+\.post_attention_layernorm", r"layers\.\d+\.post_feedforward_layernorm", None),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), (r"layers\.\d+\.self_attn\.o_proj", r"layers\.\d+\.mlp\.down_proj", None)),
 }
 
 
@@ -117,7 +116,7 @@ class Bottlenecks(Method):
             raise ConfigError(f"{self.NAME}: reduction={self.reduction}, activation={self.activation!r}, init={self.init!r}; expected a "
                               f"whole number of at least 1, one of {', '.join(ACTIVATIONS)}, one of {', '.join(INITS)}")
 
-    def ends(self, attention, cross, feedforward, norm):
+    def ends(self, attention, feedforward, norm):
         """-> [(expression of the sites, Bottleneck class)] of a family."""
         raise NotImplementedError
 
@@ -128,7 +127,7 @@ class Bottlenecks(Method):
                               f"{', '.join(ENDS)}. Hint: targets=None")
         known = candidates(model, self.LAYERS)
         return [adapter(layer, site, self, rng.fold(site)) for site, layer in known.items() for end, adapter in self.ends(*ENDS[kind])
-                if end and re.search(rf"(^|\.){end}$", site)]
+                if re.search(rf"(^|\.){end}$", site)]
 
     def to_peft(self, model, placed):
         return {"reduction": self.reduction, "activation": self.activation, "scaling": self.scaling}
@@ -147,7 +146,7 @@ class Houlsby(Bottlenecks):
     NAME = "houlsby"
     HUB = {"mh_adapter": True, "output_adapter": True, "original_ln_before": False, "is_parallel": False}
 
-    def ends(self, attention, cross, feedforward, norm):
+    def ends(self, attention, feedforward, norm):
         return [(attention, Behind), (feedforward, Behind)]
 
 
@@ -160,7 +159,7 @@ class Pfeiffer(Bottlenecks):
     NAME = "pfeiffer"
     HUB = {"mh_adapter": False, "output_adapter": True, "original_ln_before": True, "is_parallel": False}
 
-    def ends(self, attention, cross, feedforward, norm):
+    def ends(self, attention, feedforward, norm):
         return [(norm, AroundTheNorm) if norm else (feedforward, OnTheSum)]
 
 
@@ -176,5 +175,5 @@ class Parallel(Bottlenecks):
     NAME = "parallel"
     HUB = {"mh_adapter": False, "output_adapter": True, "original_ln_before": False, "is_parallel": True}
 
-    def ends(self, attention, cross, feedforward, norm):
+    def ends(self, attention, feedforward, norm):
         return [(feedforward, Beside)]

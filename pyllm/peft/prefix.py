@@ -69,7 +69,7 @@ class PrefixTuning(Method):
                    dealt=config["peft_type"] == "PREFIX_TUNING" and config.get("num_transformer_submodules") == 2)
 
     def to_files(self, tensors, adapters):
-        """prompt_embeddings (P, 2 L H D): for each token each layer's key and value; of the encoder and over it under names of their own."""
+        """prompt_embeddings (P, 2 L H D): for each token each layer's key and value; the encoder's under names of their own."""
         kept, prefixes = {}, [a for a in adapters if type(a) is Prefix]
         for name in dict.fromkeys(map(_file_name, prefixes)):
             with no_grad():

@@ -61,7 +61,7 @@ class Prompts(Method):
 
 @dataclass(frozen=True)
 class PromptTuning(Prompts):
-    """init: random (deviation 1), sample_vocab (embeddings of tokens that are drawn), or ids: a tuple of tokens whose embeddings they are."""
+    """init: random (deviation 1), sample_vocab (embeddings of tokens that are drawn), or a tuple of ids, whose embeddings they are."""
 
     init: str | tuple = "random"
 
