@@ -4,19 +4,35 @@ import sys
 from pathlib import Path
 
 
+NUMBERS = {  # option -> (type, metavar, what it does); without it generation_config.json decides, else pyllm.generate's default
+    "top-k": (int, "K", "only the K likeliest tokens; 0 = all"),
+    "top-p": (float, "P", "only the smallest set of this probability; 1 = all"),
+    "min-p": (float, "P", "only tokens at least P times as likely as the likeliest"),
+    "repetition-penalty": (float, "X", "makes tokens that stand in the text already less likely; 1 = not"),
+    "presence-penalty": (float, "X", "taken from the logit of a token that was drawn before"),
+    "frequency-penalty": (float, "X", "the same, times how often"),
+    "no-repeat-ngram-size": (int, "N", "no N tokens in a row twice"),
+    "min-tokens": (int, "N", "no end before so many tokens"),
+    "num-beams": (int, "N", "the likeliest text that a search over N at a time finds, rather than a drawn one"),
+    "length-penalty": (float, "X", "of that search: above 0 prefers long texts, below 0 short ones"),
+}
+
+
 def add_arguments(parser):
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="a model folder, or a run folder of pyllm pretrain")
+    add("--model", required=True, metavar="DIR", help="a model folder, a run folder of pyllm, or a .gguf file")
     add("--prompt", metavar="TEXT", help="what to continue; - or a pipe: standard input, without its last line end")
-    add("--max-tokens", "--max_tokens", type=int, default=100, metavar="N", help="tokens at most (default %(default)s)")
-    add("--temp", "--temperature", type=float, default=0.8, metavar="T", help="0 takes the likeliest token (default %(default)s)")
-    add("--top-k", "--top_k", type=int, default=0, metavar="K", help="only the K likeliest tokens; 0 = all (default)")
-    add("--top-p", "--top_p", type=float, default=1.0, metavar="P", help="only the smallest set of this probability (default 1)")
-    add("--min-p", "--min_p", type=float, default=0.0, metavar="P",
-        help="only tokens at least P times as likely as the likeliest (default 0)")
-    add("--repetition-penalty", "--repetition_penalty", type=float, default=1.0, metavar="X",
-        help="makes tokens that stand in the text already less likely; 1 = not (default)")
-    add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times")
+    add("--max-tokens", "--max_tokens", type=int, metavar="N", help="tokens at most (default: as generation_config.json says, else 100)")
+    add("--temp", "--temperature", dest="temperature", type=float, metavar="T",
+        help="0 takes the likeliest token (default: as generation_config.json says, which without do_sample is 0; else 0.8)")
+    for name, (kind, unit, words) in NUMBERS.items():
+        add(f"--{name}", f"--{name.replace('-', '_')}", type=kind, metavar=unit, help=words)
+    add("--stop", action="append", metavar="TEXT", help="end before this text; may be given several times")
+    add("--regex", metavar="EXPRESSION", help="a regular expression that the text will match as a whole")
+    add("--json-schema", "--json_schema", metavar="FILE", help="a JSON schema that the text will be of")
+    add("--draft", metavar="DIR", help="a smaller model of the same vocabulary that guesses ahead: the same text, sooner")
+    add("--prompt-lookup", "--prompt_lookup", type=int, metavar="N",
+        help="guess N tokens ahead from where the last ones stood before: the same text, sooner where it repeats itself")
     add("--seed", type=int, default=0, metavar="S", help="the same seed gives the same text (default %(default)s)")
     add("--slide", action="store_true", help="where the model's context is full, forget its older half and go on")
     add("--stream", action=argparse.BooleanOptionalAction, help="print the text as it comes (default: on a terminal)")
@@ -25,7 +41,9 @@ def add_arguments(parser):
 def run(args):
     from pyllm.errors import FormatError
     from pyllm.folders import load
-    from pyllm.generation import stream
+    from pyllm.generation import generate, stream
+    from pyllm.generation.settings import settings
+    from pyllm.models.seq2seq import EncoderDecoder
     from pyllm.progress import Progress
 
     model, tokenizer = load(model_folder(args.model))
@@ -35,24 +53,64 @@ def run(args):
     if prompt == "-" or prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read().removesuffix("\n")
     prompt = prompt or ""
-    context, wanted = model.config.size("context"), len(tokenizer.encode(prompt)) + args.max_tokens
-    pieces = stream(model, tokenizer, prompt, max_tokens=args.max_tokens, temperature=args.temp, top_k=args.top_k, top_p=args.top_p,
-                    min_p=args.min_p, repetition_penalty=args.repetition_penalty, stop=args.stop, seed=args.seed, slide=args.slide)
+    names = ("temperature", "max_tokens", "stop", *(name.replace("-", "_") for name in NUMBERS))
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if model.generation is None and args.num_beams is None:
+        given.setdefault("temperature", 0.8)
+    _, beams, max_tokens, _ = settings(model, given)
+    context, wanted = model.config.size("context"), max_tokens
+    if not isinstance(model, EncoderDecoder):  # whose prompt has a side of its own
+        wanted += len(tokenizer.encode(prompt))
+    constraint = _constraint(args)
+    options = dict(seed=args.seed, slide=args.slide, constraint=constraint, draft=_draft(args), **given)
+    if beams.num_beams > 1:
+        print(generate(model, tokenizer, prompt, **options, num_return_sequences=1).text)
+        return 0
+    pieces = stream(model, tokenizer, prompt, **options)
     if wanted > context + 1 and not args.slide:
         print(f"pyllm generate: prompt and --max-tokens make {wanted} tokens, the model's context is {context}: there the text ends. "
               "Hint: --slide goes on", file=sys.stderr)
+    text = []
     if sys.stdout.isatty() if args.stream is None else args.stream:
         for piece in pieces:
+            text.append(piece)
             print(piece, end="", flush=True)
         print()
-        return 0
-    text = []
-    with Progress(None, "generate", unit="chars") as bar:
-        for piece in pieces:
-            text.append(piece)
-            bar.update(len(piece))
-    print("".join(text))
+    else:
+        with Progress(None, "generate", unit="chars") as bar:
+            for piece in pieces:
+                text.append(piece)
+                bar.update(len(piece))
+        print("".join(text))
+    if constraint is not None and not constraint.matches("".join(text)):
+        print("pyllm generate: the text was cut before it was what it must be. Hint: a larger --max-tokens", file=sys.stderr)
     return 0
+
+
+def _constraint(args):
+    """-> the Constraint of --regex or --json-schema, or None."""
+    from pyllm.errors import ConfigError
+    from pyllm.generation import Constraint
+    from pyllm.io.files import read_json
+
+    if args.regex is not None and args.json_schema is not None:
+        raise ConfigError("--regex and --json-schema; expected one of them")
+    if args.regex is not None:
+        return Constraint.regex(args.regex)
+    return None if args.json_schema is None else Constraint.json(read_json(args.json_schema))
+
+
+def _draft(args):
+    """-> what guesses ahead, or None."""
+    from pyllm.errors import ConfigError
+    from pyllm.folders import load
+    from pyllm.generation import DraftModel, PromptLookup
+
+    if args.draft is not None and args.prompt_lookup is not None:
+        raise ConfigError("--draft and --prompt-lookup; expected one of them")
+    if args.draft is not None:
+        return DraftModel(load(model_folder(args.draft))[0])
+    return None if args.prompt_lookup is None else PromptLookup(args.prompt_lookup)
 
 
 def model_folder(path):
