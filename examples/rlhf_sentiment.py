@@ -1,9 +1,9 @@
 """Reinforcement learning from feedback, all of it from nothing: a small language model learns film reviews, a reward model learns which of
 two reviews is the kinder, and PPO, GRPO, RLOO and DPO make the model kinder, each at what divergence from where it began?
 
-    python examples/rlhf_sentiment.py --data SST2 --out runs/sentiment            # SST2: a folder with train.tsv and dev.tsv
-    python examples/rlhf_sentiment.py --data SST2 --out runs/quick --quick        # a minute, to see that it runs
-    python examples/rlhf_sentiment.py --data SST2 --out runs/sentiment --methods ppo --seeds 1    # one of its runs
+    python examples/rlhf_sentiment.py SST2 --out runs/sentiment                              # SST2: a folder with train.tsv and dev.tsv
+    python examples/rlhf_sentiment.py SST2 --out runs/sentiment --methods ppo --seeds 1      # one of its runs; results add up
+    python examples/rlhf_sentiment.py SST2 --quick                                           # small numbers: shows that all of it runs
 
 Held-out numbers: prompts are the first words of dev.tsv; the positive rate is said by a judge that no training saw, word and bigram counts
 (naive Bayes) over the half of train.tsv that the reward model was not shown. Writes results.jsonl, table.md and reward-kl.png.
@@ -61,11 +61,11 @@ def pretrain(texts, tokenizer, steps, seed):
     """-> a GPT-2 that continues reviews."""
     ids = [tokenizer.encode_array(" " + text) for text in texts]
     shards = in_memory(ids, tokenizer.vocab_size, eos_id=tokenizer.eos_id)
-    model = pyllm.build({"model_type": "gpt2", "vocab_size": tokenizer.vocab_size, "n_positions": 64, "n_embd": 128, "n_layer": 4,
+    model = pyllm.build({"model_type": "gpt2", "vocab_size": tokenizer.vocab_size, "n_positions": 64, "n_embd": 96, "n_layer": 3,
                          "n_head": 4, "embd_pdrop": 0.1, "resid_pdrop": 0.1, "attn_pdrop": 0.0}, seed=seed)
     optimizer = training.AdamW(model, weight_decay=0.1)
-    for record in training.train(model, objectives.clm, Loader(shards, 32, 64, seed), optimizer, steps=steps,
-                                 lr=training.cosine(2e-3, steps, warmup=min(50, steps // 2), min_lr=1e-4)):
+    for record in training.train(model, objectives.clm, Loader(shards, 16, 64, seed), optimizer, steps=steps,
+                                 lr=training.cosine(3e-3, steps, warmup=min(50, steps // 2), min_lr=1e-4), precision="bf16"):
         if record.step % 100 == 0 or record.step == steps:
             print(f"  step {record.step}  loss {record.loss:.3f}", flush=True)
     return model
@@ -87,10 +87,7 @@ def padded(ids):
 
 def learn_reward(model, tokenizer, texts, labels, steps, seed):
     """-> RewardModel from comparisons of a positive with a negative review, on top of the language model's trunk."""
-    config = {**model.config.to_dict(), "architectures": ["GPT2ForSequenceClassification"], "num_labels": 1}
-    scorer = pyllm.build(config, seed=seed)
-    pyllm.folders.load_weights(scorer, {**{f"transformer.{n}": p for n, p in pyllm.folders.checkpoint_tensors(model.trunk).items()},
-                                        "score.weight": scorer.score_layer.weight.data * 1})
+    scorer, _, _ = training.transfer(align.frozen_copy(model), "classify", labels=["reward"], dropout=0.1, seed=seed)
     reward = align.RewardModel(scorer)
     ids = rows(tokenizer, texts)
     good, bad = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
@@ -102,7 +99,7 @@ def learn_reward(model, tokenizer, texts, labels, steps, seed):
 
     optimizer = training.AdamW(scorer, weight_decay=0.1)
     for record in training.train(scorer, objectives.reward_pairs, batches(), optimizer, steps=steps, seed=seed,
-                                 lr=training.cosine(1e-3, steps, warmup=min(50, steps // 2), min_lr=1e-5)):
+                                 lr=training.cosine(1e-3, steps, warmup=min(50, steps // 2), min_lr=1e-5), precision="bf16"):
         if record.step % 100 == 0 or record.step == steps:
             print(f"  step {record.step}  loss {record.loss:.3f}  accuracy {record.metrics['accuracy']:.2f}", flush=True)
     return reward
@@ -126,7 +123,7 @@ class Evaluation:
                 "samples": texts[:5]}
 
 
-def improve(method, base, prompts, reward, evaluate, steps, seed, eos, every):
+def improve(method, base, prompts, reward, evaluate, steps, seed, eos, every, pairs):
     """-> a curve: evaluations on the way, the policy moving from `base`."""
     policy = align.frozen_copy(base)
     for p in policy.parameters():
@@ -134,15 +131,15 @@ def improve(method, base, prompts, reward, evaluate, steps, seed, eos, every):
     curve = [{"step": 0, **evaluate(policy)}]
     if method == "ppo":
         actor = align.ActorCritic(policy)
-        config = align.PPOConfig(steps=steps, batch=64, micro_batch=64, response_length=RESPONSE, temperature=1.0, lr=3e-4, lr_end=3e-5,
+        config = align.PPOConfig(steps=steps, batch=64, micro_batch=64, response_length=RESPONSE, temperature=1.0, lr=5e-4, lr_end=5e-5,
                                  kl_coef=0.15, num_mini_batches=2, seed=seed, vf_coef=0.1)
         run = align.ppo(actor, base, prompts, reward, training.AdamW(actor, betas=(0.9, 0.999), weight_decay=0.0), config, stop=(eos,))
     elif method in ("grpo", "rloo"):
-        config = align.GRPOConfig(algorithm=method, steps=steps, batch=16, num_generations=4, micro_batch=64, lr=3e-4, lr_end=3e-5,
+        config = align.GRPOConfig(algorithm=method, steps=steps, batch=16, num_generations=4, micro_batch=64, lr=5e-4, lr_end=5e-5,
                                   max_completion_length=RESPONSE, beta=0.15 if method == "rloo" else 0.08, num_iterations=2, seed=seed)
         run = align.grpo(policy, base, prompts, reward, training.AdamW(policy, betas=(0.9, 0.999), weight_decay=0.0), config, stop=(eos,))
     else:
-        run = direct(policy, base, prompts, reward, steps, seed, eos)
+        run = direct(policy, base, prompts, reward, steps, seed, eos, pairs)
     for iteration in run:
         step = iteration if isinstance(iteration, int) else iteration.step
         if step % every == 0 or step == steps:
@@ -152,17 +149,17 @@ def improve(method, base, prompts, reward, evaluate, steps, seed, eos, every):
     return curve
 
 
-def direct(policy, base, prompts, reward, steps, seed, eos):
+def direct(policy, base, prompts, reward, steps, seed, eos, pairs=1024):
     """DPO on pairs that the base model drew and the reward model compared, `steps` batches of 32 pairs -> iterator of steps."""
     keys = Rng(seed)
-    chosen = [p for p in align.update.draw_prompts(prompts, 1024, keys, 0) for _ in range(4)]
+    chosen = [p for p in align.update.draw_prompts(prompts, pairs, keys, 0) for _ in range(4)]
     drawn = align.rollout(base, chosen, max_tokens=RESPONSE, stop=(eos,), seed=keys.fold("pairs"))
     scores = reward(drawn).reshape(-1, 4)
     differ = np.ptp(scores, axis=1) > 0
     rows = np.stack([np.arange(len(scores)) * 4 + f(1) for f in (scores.argmax, scores.argmin)], 1)[differ]
     optimizer = training.AdamW(policy, betas=(0.9, 0.999), weight_decay=0.0)
     for step in range(steps):
-        some = np.random.default_rng([seed, step]).choice(len(rows), 32, replace=False)
+        some = np.random.default_rng([seed, step]).choice(len(rows), min(32, len(rows)), replace=False)
         batch = align.with_reference(drawn.rows(rows[some].reshape(-1)).batch(), base)
         updates("dpo", policy, objectives.dpo, batch, optimizer, keys.fold(step), epochs=1, minibatches=1, micro_batch=64,
                 lr=1e-4, clip=1.0, together=2)
@@ -227,10 +224,10 @@ def prepare(args, out):
         scorer, _ = pyllm.load(out / "reward")
         return texts, model, tokenizer, align.RewardModel(scorer, **json.loads((out / "gain.json").read_text())), judge
     print("1. a tokenizer and a language model of film reviews", flush=True)
-    tokenizer = ByteLevelBPE.train([" " + text for text in texts], vocab_size=1024 if args.quick else 2048)
-    model = pretrain(texts, tokenizer, 60 if args.quick else 1200, seed=0)
+    tokenizer = ByteLevelBPE.train([" " + text for text in texts], vocab_size=512 if args.quick else 1024)
+    model = pretrain(texts, tokenizer, 10 if args.quick else 1000, seed=0)
     print("2. a reward model from comparisons", flush=True)
-    reward = learn_reward(model, tokenizer, [texts[i] for i in mine], labels[mine], 40 if args.quick else 500, seed=1)
+    reward = learn_reward(model, tokenizer, [texts[i] for i in mine], labels[mine], 10 if args.quick else 400, seed=1)
     dev, dev_labels = read(Path(args.data) / "dev.tsv")
     ids = rows(tokenizer, dev)
     pairs = [ids[i] for pair in zip(np.flatnonzero(dev_labels == 1), np.flatnonzero(dev_labels == 0)) for i in pair]
@@ -248,8 +245,8 @@ def prepare(args, out):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--data", required=True, help="a folder with SST-2's train.tsv and dev.tsv: sentence TAB label")
-    parser.add_argument("--out", required=True, help="where models, results and the chart go")
+    parser.add_argument("data", help="a folder with SST-2's train.tsv and dev.tsv: sentence TAB label")
+    parser.add_argument("--out", default="sentiment-out", help="where models, results and the chart go")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--quick", action="store_true", help="a minute: small numbers everywhere, to see that all of it runs")
@@ -260,7 +257,7 @@ def main():
     base = align.frozen_copy(model)
     held, _ = read(Path(args.data) / "dev.tsv")
     start = lambda text: tokenizer.encode(" " + " ".join(text.split()[:PROMPT]))  # noqa: E731
-    prompts, held = [start(t) for t in texts], [start(t) for t in held[: 32 if args.quick else 256]]
+    prompts, held = [start(t) for t in texts], [start(t) for t in held[: 16 if args.quick else 256]]
     evaluate = Evaluation(held, tokenizer, base, reward, judge)
     before = evaluate(model)
     print(f"3. before: positive {before['positive']:.3f} (reward model {before['positive_reward_model']:.3f}), "
@@ -268,8 +265,9 @@ def main():
     for method in args.methods.split(","):
         for seed in map(int, args.seeds.split(",")[: 1 if args.quick else None]):
             began = time.monotonic()
-            steps = 4 if args.quick else 100
-            curve = improve(method, base, prompts, reward, evaluate, steps, seed, tokenizer.eos_id, 2 if args.quick else 5)
+            steps = 2 if args.quick else 60
+            curve = improve(method, base, prompts, reward, evaluate, steps, seed, tokenizer.eos_id, 1 if args.quick else 5,
+                            32 if args.quick else 1024)
             with open(out / "results.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps({"method": method, "seed": seed, "seconds": time.monotonic() - began, "curve": curve}) + "\n")
     report(out, before)

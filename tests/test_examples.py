@@ -53,8 +53,24 @@ def sentiment(folder):
         lines(folder / f"{split}.tsv", [f"{text}\t{i % 2}" for i, text in enumerate(phrases(count, 6))])
 
 
+def rlhf_sentiment(folder):
+    sentiment(folder)
+
+
+def constitution(folder):
+    (folder / "constitutional-ai/prompts").mkdir(parents=True)
+    (folder / "hh-rlhf").mkdir()
+    (folder / "constitutional-ai/prompts/CritiqueRevisionInstructions.json").write_text(json.dumps({"harmful0": {
+        "prompt": ["\n\nCritiqueRequest: What is harmful?\n\nCritique:"], "edit_request": "\n\nRevisionRequest: Rewrite.\n\nRevision:"}}))
+    (folder / "constitutional-ai/prompts/RLMadisonInstructions.json").write_text(json.dumps(["\nChoose the kinder one. Options:"]))
+    lines(folder / "hh-rlhf/test.jsonl", [json.dumps({key: f"\n\nHuman: {text}?\n\nAssistant: {key}" for key in ("chosen", "rejected")})
+                                          for text in phrases(20, 6)])
+
+
 CASES = {text_generation: r"validation: [\d.]+ nats a character", translation: r"BLEU [\d.]+ .*nrefs:1", summarisation: r"rouge1 [\d.]+ \(",
-         question_answering: r"the model: exact match [\d.]+ .*F1", sentiment: r"accuracy on the test split: [\d.]+ \("}
+         question_answering: r"the model: exact match [\d.]+ .*F1", sentiment: r"accuracy on the test split: [\d.]+ \(",
+         rlhf_sentiment: r"\| ppo \| 1 \| [\d.]+ ", constitution: r"\| aligned \| [\d.]+ "}
+ADAPTED = {constitution: "out/adapter/adapter_model.safetensors", rlhf_sentiment: "out/model/model.safetensors"}
 
 
 @pytest.mark.parametrize("make", CASES, ids=lambda make: make.__name__)
@@ -70,7 +86,7 @@ def test_example(make, tmp_path):
                           timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(CASES[make], done.stdout, re.I), done.stdout
-    assert (tmp_path / "out/model.safetensors").is_file()
+    assert (tmp_path / ADAPTED.get(make, "out/model.safetensors")).is_file()
 
 
 def test_every_example_is_here():

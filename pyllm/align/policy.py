@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from pyllm import peft
 from pyllm.autograd import no_grad
 from pyllm.data.batch import IGNORED, Batch
 from pyllm.nn import Linear, Module
@@ -47,6 +48,36 @@ def frozen_copy(model):
     for p in twin.parameters():
         p.requires_grad = False
     return twin
+
+
+class WithoutAdapters:
+    """A policy's reference that costs no memory: its own weights, with its adapters off. What else of it learns would move with it.
+
+    ValueError for a policy without adapters, or whose base learns too: it would be its own reference (trl#495, unsloth-zoo#830).
+    """
+
+    def __init__(self, model):
+        if not peft.names(model):
+            raise ValueError("WithoutAdapters: the model has no adapters: it would be its own reference. Hint: frozen_copy(model)")
+        own = {id(p) for a in peft.adapters(model) for p in a.own().values()}
+        if moving := [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in own]:
+            raise ValueError(f"WithoutAdapters: {len(moving)} weights beside the adapters learn, among them {moving[0]}: the reference "
+                             "would move with them. Hint: frozen_copy(model), or freeze them")
+        self.model = model
+
+    config = property(lambda self: self.model.config)
+
+    def hidden(self, *args, **options):
+        with peft.disabled(self.model):
+            return self.model.hidden(*args, **options)
+
+    def head_weight(self):
+        with peft.disabled(self.model):
+            return self.model.head_weight()
+
+    def head_bias(self):
+        with peft.disabled(self.model):
+            return self.model.head_bias()
 
 
 def check_reference(name, policy, reference):

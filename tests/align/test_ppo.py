@@ -188,3 +188,23 @@ def test_gae_is_its_definition():
         np.testing.assert_allclose(returns, np.where(mask, expected + values, 0), atol=1e-12)
     with pytest.raises(ValueError, match="has a hole"):
         gae(rewards, values, np.arange(9)[None] % 2 == np.zeros((5, 1)), 1, 1)
+
+
+def test_with_lora_the_reference_is_the_same_model_without_its_adapters():
+    """No second copy; the divergence is 0 at the start and not after it; the base does not move (trl#925)."""
+    from pyllm import peft
+    from pyllm.align import WithoutAdapters
+
+    model = toys.policy()
+    base = toys.bits(toys.policy())
+    peft.inject(model, peft.LoRA(rank=4), seed=1)
+    _, _, found = run(settings(steps=3), model=model, reference=WithoutAdapters(model))
+    assert found[0].metrics["objective/kl"] == 0 and found[-1].metrics["objective/kl_k3"] > 0
+    with peft.disabled(model):
+        assert np.array_equal(model(np.array([[1, 2, 3]], np.int32)).data, toys.policy()(np.array([[1, 2, 3]], np.int32)).data)
+    assert toys.bits(toys.policy()) == base
+    with pytest.raises(ValueError, match="the model has no adapters: it would be its own reference"):
+        WithoutAdapters(toys.policy())
+    model.trunk.ln_f.weight.requires_grad = True
+    with pytest.raises(ValueError, match="1 weights beside the adapters learn, among them transformer.ln_f.weight"):
+        WithoutAdapters(model)

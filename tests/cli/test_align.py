@@ -29,8 +29,9 @@ def here(tmp_path_factory):
     root, draw = tmp_path_factory.mktemp("align"), np.random.default_rng(0)
     pick = lambda words: " ".join(draw.choice(words, 3))  # noqa: E731
     tokenizer = ByteLevelBPE.train([pick(KIND + UNKIND + ["the", "film", "is"]) for _ in range(60)], 300)
-    sizes = {"vocab_size": tokenizer.vocab_size, "layers": 2, "heads": 2, "width": 16, "context": 48}
-    pyllm.save(build(FAMILIES["gpt2"][0].from_sizes(sizes).to_dict(), seed=0), tokenizer, root / "model")
+    sizes = {"vocab_size": tokenizer.vocab_size, "layers": 2, "heads": 2, "width": 16}
+    for name, context in (("model", 48), ("talker", 256)):
+        pyllm.save(build(FAMILIES["gpt2"][0].from_sizes({**sizes, "context": context}).to_dict(), seed=0), tokenizer, root / name)
     prompts = [f"film {i} is" for i in range(24)]
     write = lambda name, records: (root / name).write_text("".join(json.dumps(r) + "\n" for r in records))  # noqa: E731
     write("pairs.jsonl", [{"prompt": p, "chosen": " " + pick(KIND), "rejected": " " + pick(UNKIND)} for p in prompts] +
@@ -134,3 +135,34 @@ def test_errors_before_compute(here, tmp_path, capsys):
         assert pyllm_(here, verb, data, tmp_path / "r", *more) == 3, (verb, more)
         assert words in capsys.readouterr().err
     assert not (tmp_path / "r/checkpoints").exists()
+
+
+def test_a_constitution_runs_is_resumed_and_inspected(here, tmp_path, capsys):
+    (tmp_path / "c.json").write_text(json.dumps({"principles": [
+        {"name": "calm", "critique": "Is it calm?", "revision": "Say it calmly.", "checker": {"forbid": "a"}},
+        {"name": "kind", "comparison": "Which one is kinder?"}]}))
+    arguments = ["constitution", "run", "--model", str(here / "talker"), "--data", str(here / "prompts.jsonl"), "--constitution",
+                 str(tmp_path / "c.json"), "--prompts", "12", "--held", "4", "--rounds", "1", "--max-tokens", "4", "--rows", "4",
+                 "--sl-epochs", "1", "--temperature", "1.5"]
+    assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    out = capsys.readouterr().out
+    assert "violations  evasive" in out and "aligned" in out and "1 with a checker" in out
+    records = read_log(tmp_path / "whole/revisions.jsonl")
+    assert len(records) == 12 and all(r["rounds"][0]["principle"] == "calm" for r in records)
+
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")  # as if it had been killed in the middle of the first stage
+    for name in ("revised", "aligned"):
+        shutil.rmtree(tmp_path / "cut" / name)
+    (tmp_path / "cut/comparisons.jsonl").unlink()
+    lines = (tmp_path / "whole/revisions.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "cut/revisions.jsonl").write_text("".join(lines[:6]) + lines[6][:20])
+    assert main(["constitution", "run", "--resume", "--out", str(tmp_path / "cut")]) == 0
+    for name in ("revisions.jsonl", "comparisons.jsonl", "report.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert weights(tmp_path / "cut/aligned") == weights(tmp_path / "whole/aligned")
+    capsys.readouterr()
+    assert main(["constitution", "inspect", str(tmp_path / "whole")]) == 0
+    out = capsys.readouterr().out
+    assert "critique  " in out and "better with probability" in out and "before" in out
+    assert main([*arguments, "--out", str(tmp_path / "whole")]) == 3 and "--resume goes on" in capsys.readouterr().err
+    assert main(["constitution", "inspect", str(here)]) == 3

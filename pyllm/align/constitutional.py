@@ -1,0 +1,160 @@
+"""Constitutional AI (Bai et al. 2022): a model criticises and revises its own answers, and compares them, by principles.
+
+Stage 1, `revise`: answers, each criticised and rewritten several times; the last ones are for supervised fine-tuning.
+Stage 2, `compare`: two answers and the model's own probability that one is the better; these are preferences for DPO or a reward model.
+Both are iterators of records that hold everything that was said, for a file that a person can read.
+"""
+import numpy as np
+
+from pyllm.align.policy import log_probs
+from pyllm.align.rollout import assemble
+from pyllm.autograd import Rng
+from pyllm.errors import ConfigError
+from pyllm.generation import generate
+
+STOPS = ("\n\nHuman:", "\n\nCritiqueRequest:", "\n\nRevisionRequest:", "\n\nCritique:", "\n\nAssistant:")
+CLAMP = (0.4, 0.6)  # probabilities after a chain of thought, which are too sure of themselves: Bai et al. 2022, section 4.1
+
+
+def asked(tokenizer, turns):
+    """turns: [(role, text)] -> ids of the conversation, the assistant's turn next: the tokenizer's template, or Human: and Assistant:."""
+    if tokenizer.chat_template is not None:
+        return tokenizer.chat([{"role": role, "content": text} for role, text in turns], add_generation_prompt=True)
+    names = {"user": "Human", "assistant": "Assistant", "system": "System"}
+    return tokenizer.encode("".join(f"\n\n{names[role]}: {text}" for role, text in turns) + "\n\nAssistant:")
+
+
+def answers(model, tokenizer, conversations, seed, rows=16, **options):
+    """conversations: lists of turns -> the texts that the model answers, drawn with `options` of pyllm.generate, `rows` side by side."""
+    ids, found = [asked(tokenizer, turns) for turns in conversations], []
+    room = model.config.size("context") - options.get("max_tokens", 100)
+    if (longest := max(map(len, ids))) > room:
+        raise ValueError(f"constitution: a conversation of {longest} tokens and an answer of {options.get('max_tokens', 100)} are more "
+                         f"than the context of {model.config.size('context')}. Hint: fewer examples (shots), shorter answers")
+    for begin in range(0, len(ids), rows):
+        keys = Rng(seed).fold("answers", begin).key % 2**31
+        found += [g.text.strip() for g in generate(model, tokenizer, ids[begin : begin + rows], seed=keys, stop=STOPS, **options)]
+    return found
+
+
+def revise(model, tokenizer, constitution, prompts, *, rounds=2, shots=0, seed=0, rows=16, start=0, **options):
+    """Answers, and `rounds` times a critique and a revision each by a principle drawn at random -> iterator of records, one a prompt:
+
+        {"prompt", "response", "rounds": [{"principle", "critique", "revision", "violations"}], "violations"}
+
+    violations: names of the checked principles that a text breaks. shots: how many of the constitution's examples stand before. start: the
+    prompt to go on from, a multiple of `rows`. An empty revision keeps the text as it was. ConfigError for a constitution
+    that asks for no revisions.
+    """
+    principles = constitution.revising
+    if not principles:
+        raise ConfigError("revise: the constitution has no principle with a critique and a revision request")
+    before = [turn for shot in constitution.revision_shots[:shots] for turn in shot]
+    for begin in range(start, len(prompts), rows):
+        some = prompts[begin : begin + rows]
+        draw = np.random.default_rng([seed, begin])
+
+        def ask(talks, place, begin=begin):
+            return answers(model, tokenizer, talks, Rng(seed).fold("revise", begin, place).key, rows, **options)
+
+        talks = [[("user", prompt)] for prompt in some]
+        texts = ask(talks, 0)
+        records = [{"prompt": prompt, "response": text, "violations": constitution.violations(text), "rounds": []}
+                   for prompt, text in zip(some, texts)]
+        for turn in range(rounds):
+            chosen = [principles[i] for i in draw.integers(0, len(principles), len(some))]
+            talks = [[*before, ("user", prompt), ("assistant", text or "..."), ("user", p.critique)]
+                     for prompt, text, p in zip(some, texts, chosen)]
+            critiques = ask(talks, 2 * turn + 1)
+            talks = [[*talk, ("assistant", critique or "..."), ("user", p.revision)] for talk, critique, p in zip(talks, critiques, chosen)]
+            texts = [new or old for new, old in zip(ask(talks, 2 * turn + 2), texts)]
+            for record, p, critique, text in zip(records, chosen, critiques, texts):
+                record["rounds"].append({"principle": p.name, "critique": critique, "revision": text,
+                                         "violations": constitution.violations(text)})
+        yield from records
+
+
+def compare(model, tokenizer, constitution, prompts, *, judge=None, shots=0, think=False, seed=0, rows=16, start=0, **options):
+    """Two answers a prompt, compared by a principle drawn at random -> iterator of records, one a prompt:
+
+        {"prompt", "principle", "a", "b", "probability", "first", "second", "agree", "thoughts", "violations": [of a, of b]}
+
+    probability: that a is better: by the principle's checker where it has one and the answers differ in it, else the mean of `first`, said
+    with a in place (A), and `second`, with a in place (B): so that a preference for a place cancels out. agree: whether both say the same.
+    judge: the model that compares, None for `model`. think: a chain of thought comes first, and probabilities are held within CLAMP.
+    """
+    principles, judge = constitution.comparing, judge or model
+    if not principles:
+        raise ConfigError("compare: the constitution has no principle with a comparison or a checker")
+    for begin in range(start, len(prompts), rows):
+        some = prompts[begin : begin + rows]
+        draw = np.random.default_rng([seed, begin, 1])
+        pairs = [answers(model, tokenizer, [[("user", p)] for p in some], Rng(seed).fold("compare", begin, side).key, rows, **options)
+                 for side in (0, 1)]
+        chosen = [principles[i] for i in draw.integers(0, len(principles), len(some))]
+        records = []
+        for prompt, a, b, p in zip(some, *pairs, chosen):
+            violations = [constitution.violations(a), constitution.violations(b)]
+            records.append({"prompt": prompt, "principle": p.name, "a": a, "b": b, "probability": 0.5, "violations": violations})
+            if p.checker and p.checker.broken(a) != p.checker.broken(b):
+                records[-1]["probability"] = float(p.checker.broken(b))
+            elif p.comparison and a != b:
+                ordered = [(prompt, a, b), (prompt, b, a)]
+                thoughts = ["", ""]
+                if think:
+                    thoughts = [thought(judge, tokenizer, p, case, Rng(seed).fold("think", begin, i), options)
+                                for i, case in enumerate(ordered)]
+                first, second = probabilities(judge, tokenizer, p, ordered, thoughts, constitution.comparison_shots[:shots])
+                if think:
+                    first, second = (float(np.clip(x, *CLAMP)) for x in (first, second))
+                records[-1].update(first=first, second=1 - second, probability=(first + 1 - second) / 2,
+                                   agree=(first > 0.5) == (second < 0.5), **({"thoughts": thoughts} if think else {}))
+        yield from records
+
+
+def question(principle, prompt, a, b):
+    """-> the text of a comparison."""
+    return (f"Consider the following conversation between a human and an assistant:\n\nHuman: {prompt}\n\n{principle.comparison}\n"
+            f"Options:\n (A) {a}\n (B) {b}")
+
+
+def thought(judge, tokenizer, principle, case, key, options):
+    """-> what the judge thinks before it answers."""
+    return answers(judge, tokenizer, [[("user", question(principle, *case) + "\nLet's think step by step.")]], key.key, **options)[0]
+
+
+def probabilities(judge, tokenizer, principle, cases, thoughts, shots=()):
+    """cases: [(prompt, a, b)] -> [probability that (A) is better], from the judge's own log p of the two answers."""
+    turns = []
+    for i, (prompt, better, worse) in enumerate(shots):
+        options = (better, worse) if i % 2 == 0 else (worse, better)
+        turns += [("user", question(principle, prompt, *options)), ("assistant", f"The answer is: ({'AB'[i % 2]})")]
+    said = [tokenizer.encode(f"The answer is: ({letter})", template=False) for letter in "AB"]
+    contexts = []
+    for case, chain in zip(cases, thoughts):
+        asks = [("user", question(principle, *case) + ("\nLet's think step by step." if chain else ""))]
+        contexts.append(asked(tokenizer, [*turns, *asks, *([("assistant", chain), ("user", "So the answer is?")] if chain else [])]))
+    rows = [(context, answer) for context in contexts for answer in said]
+    if (longest := max(len(c) + len(a) for c, a in rows)) > judge.config.size("context"):
+        raise ValueError(f"constitution: a comparison of {longest} tokens is more than the judge's context of "
+                         f"{judge.config.size('context')}. Hint: fewer examples (shots), shorter answers")
+    batch = assemble([c for c, _ in rows], [a for _, a in rows], np.zeros(len(rows), bool)).batch()
+    logp = log_probs(judge, batch).sum(1, dtype=np.float64).reshape(-1, 2)
+    return (1 / (1 + np.exp(logp[:, 1] - logp[:, 0]))).tolist()
+
+
+def preferences(records, least=0.0):
+    """Records of `compare` -> examples {"prompt", "chosen", "rejected"}; answers that are equal, or preferred by no more than `least`
+    above one half, say nothing and are left out."""
+    found = []
+    for r in records:
+        p = r["probability"]
+        if abs(p - 0.5) > least and r["a"].strip() and r["b"].strip() and r["a"] != r["b"]:
+            found.append({"prompt": r["prompt"], **dict(zip(("chosen", "rejected"), (r["a"], r["b"]) if p > 0.5 else (r["b"], r["a"])))})
+    return found
+
+
+def agreement_rate(records):
+    """-> share of the comparisons by the judge in which both orders said the same, or None for none."""
+    said = [r["agree"] for r in records if "agree" in r]
+    return float(np.mean(said)) if said else None

@@ -1,0 +1,270 @@
+"""pyllm constitution run: a model, principles and prompts -> a model that keeps to them; inspect: what was said on the way.
+
+    revisions.jsonl     stage 1: every answer, critique and revision      revised/   the model fine-tuned on the last revisions (pyllm sft)
+    comparisons.jsonl   stage 2: two answers, a probability each          aligned/   the same after DPO on the comparisons (pyllm dpo)
+    report.json         on held-out prompts: violations, evasiveness, a proxy of helpfulness, agreement of both orders
+"""
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyllm.cli.config import key
+
+
+@dataclass(frozen=True)
+class Model:
+    path: str = key("", "a model folder, a .gguf file, or a run folder", flags=("model",))
+
+
+@dataclass(frozen=True)
+class Data:
+    path: str = key("", "prompts: a file of examples, or a folder of them; of other examples the prompts are taken", flags=("data",))
+    columns: str = key("", "the names that the files have for keys, such as prompt=question")
+    skip_bad_lines: bool = key(False, "count lines that cannot be read, and go on")
+    prompts: int = key(64, "prompts to learn from", 1)
+    held: int = key(32, "further prompts to measure by", 1)
+
+
+@dataclass(frozen=True)
+class Principles:
+    path: str = key("", "the constitution: a .json file, or a folder of them", flags=("constitution",))
+    rounds: int = key(2, "critiques and revisions of an answer", 1)
+    shots: int = key(0, "of the constitution's examples that stand before a request", 0)
+    think: bool = key(False, "a chain of thought before each comparison")
+    max_tokens: int = key(64, "of an answer, a critique, a revision", 1)
+    temperature: float = key(1.0, "of what is drawn", 0.0)
+    top_p: float = key(0.95, "of what is drawn", 0.0, 1.0)
+    rows: int = key(16, "texts that are drawn side by side", 1)
+    seed: int = key(0, "of everything that is drawn", 0)
+
+
+@dataclass(frozen=True)
+class Stage:
+    epochs: float = key(1.0, "times that the examples are read", 0.0)
+    batch: int = key(8, "examples of a step", 1)
+    lr: float = key(1e-5, "learning rate at its highest", 0.0)
+
+
+@dataclass(frozen=True)
+class Revised(Stage):
+    epochs: float = key(2.0, "times that the revisions are read", 0.0, flags=("sl-epochs",))
+    batch: int = key(8, "revisions of a step", 1, flags=("sl-batch",))
+    lr: float = key(2e-5, "learning rate of the fine-tuning", 0.0, flags=("sl-lr",))
+
+
+@dataclass(frozen=True)
+class Aligned(Stage):
+    epochs: float = key(1.0, "times that the comparisons are read; 0 = no second stage", 0.0, flags=("rl-epochs",))
+    batch: int = key(8, "pairs of a step", 1, flags=("rl-batch",))
+    lr: float = key(5e-6, "learning rate of DPO", 0.0, flags=("rl-lr",))
+    beta: float = key(0.1, "DPO's", 0.0)
+
+
+SECTIONS = {"model": Model, "constitution": Principles, "data": Data, "revised": Revised, "aligned": Aligned}
+
+
+def add_arguments(parser):
+    from pyllm.cli.preferences import add_arguments
+
+    actions = parser.add_subparsers(dest="action", metavar="run|inspect", required=True)
+    add_arguments(actions.add_parser("run", help="both stages; --resume goes on in the middle of either"), SECTIONS)
+    inspect = actions.add_parser("inspect", help="print what was said: critiques, revisions, comparisons")
+    inspect.add_argument("run", metavar="RUN", help="the run folder")
+    inspect.add_argument("--count", type=int, default=3, metavar="N", help="records of each kind (default %(default)s)")
+
+
+def run(args):
+    from pyllm.cli.preferences import settings
+    from pyllm.errors import ConfigError
+
+    if args.action == "inspect":
+        return inspect(Path(args.run), args.count)
+    config = settings("constitution", args, SECTIONS)
+    if not config.constitution.path:
+        raise ConfigError("constitution: no principles; expected --constitution FILE or FOLDER")
+    return constitution(config, Path(args.out), args.resume)
+
+
+def constitution(config, out, resume=False):
+    """Runs a Config of SECTIONS in the folder `out` -> exit code. Every stage goes on where its files end."""
+    from pyllm.align.constitution import read_constitution
+    from pyllm.align.constitutional import compare, preferences, revise
+    from pyllm.cli.sft import open_model
+    from pyllm.errors import ConfigError
+    from pyllm.io.files import write_json, write_toml
+
+    c = config.constitution
+    if (out / "revisions.jsonl").is_file() and not resume:
+        raise ConfigError(f"constitution: {out} holds a run already. Hint: --resume goes on with it; or choose another --out")
+    principles = read_constitution(c.path)
+    prompts, held = prompts_of(config.data)
+    model, tokenizer = open_model(config.model.path)
+    out.mkdir(parents=True, exist_ok=True)
+    write_toml(out / "config.resolved.toml", config.table())
+    print(f"principles {len(principles.revising)} to revise by, {len(principles.comparing)} to compare by, "
+          f"{sum(p.checker is not None for p in principles.principles)} with a checker\nprompts    {len(prompts)} to learn from, "
+          f"{len(held)} held out", flush=True)
+    drawn = {"max_tokens": c.max_tokens, "temperature": c.temperature, "top_p": c.top_p, "seed": c.seed, "rows": c.rows, "shots": c.shots}
+
+    revisions = kept(out / "revisions.jsonl", c.rows, len(prompts), "revise",
+                     lambda start: revise(model, tokenizer, principles, prompts, rounds=c.rounds, start=start, **drawn))
+    examples = [{"prompt": chat(tokenizer, r["prompt"]), "completion": said(tokenizer, r["rounds"][-1]["revision"])} for r in revisions
+                if r["rounds"][-1]["revision"]]
+    if code := trained("sft", config.model.path, out / "revised", out / "revisions.sft.jsonl", examples, config.revised, c.seed):
+        return code
+
+    named = {"before": config.model.path, "revised": out / "revised"}
+    comparisons = []
+    if config.aligned.epochs:
+        learned, _ = open_model(out / "revised")
+        comparisons = kept(out / "comparisons.jsonl", c.rows, len(prompts), "compare", lambda start: compare(
+            learned, tokenizer, principles, prompts, judge=model, think=c.think, start=start, **drawn))
+        pairs = [{"prompt": chat(tokenizer, p["prompt"]), **{k: said(tokenizer, p[k]) for k in ("chosen", "rejected")}}
+                 for p in preferences(comparisons)]
+        if len(pairs) < 2:
+            raise ConfigError(f"constitution: {len(pairs)} of {len(comparisons)} comparisons say which answer is better; expected at least "
+                              "2. Hint: more prompts, a higher temperature")
+        if code := trained("dpo", out / "revised", out / "aligned", out / "comparisons.dpo.jsonl", pairs, config.aligned, c.seed):
+            return code
+        named["aligned"] = out / "aligned"
+    report = {name: measured(path, principles, held, c) for name, path in named.items()}
+    report["comparisons"] = counted(comparisons)
+    write_json(out / "report.json", report)
+    shown(report)
+    return 0
+
+
+# ---- the pieces
+
+def prompts_of(d):
+    """-> texts to learn from, texts to measure by, none twice."""
+    from pyllm.cli.sft import read
+    from pyllm.errors import ConfigError, FormatError
+
+    found = {}
+    try:
+        for example in read(d)["train"]:
+            turns = example.get("prompt", example.get("messages", example.get("text")))
+            if not isinstance(turns, str):
+                turns = next((m["content"] for m in reversed(turns or []) if m["role"] == "user"), "")
+            if turns.strip():
+                found[turns.strip()] = True
+            if len(found) == d.prompts + d.held:
+                break
+    except FormatError as error:
+        raise ConfigError(f"data: {error}") from None
+    if len(found) < 4:
+        raise ConfigError(f"data: {len(found)} prompts; expected at least 4")
+    texts = list(found)
+    held = max(1, min(d.held, len(texts) * d.held // (d.prompts + d.held)))
+    return texts[:-held], texts[-held:]
+
+
+def chat(tokenizer, prompt):
+    """-> a prompt as an example has it: a message where the tokenizer has a template, else text in the paper's form."""
+    return [{"role": "user", "content": prompt}] if tokenizer.chat_template is not None else f"\n\nHuman: {prompt}\n\nAssistant:"
+
+
+def said(tokenizer, text):
+    return [{"role": "assistant", "content": text}] if tokenizer.chat_template is not None else f" {text}"
+
+
+def kept(path, rows, total, what, begin):
+    """-> the records of a .jsonl file, completed by begin(start), an iterator of those from `start` on."""
+    from pyllm.io.files import parse_json, write_atomic
+    from pyllm.progress import Progress
+
+    lines = [line for line in (path.read_bytes().splitlines(keepends=True) if path.is_file() else []) if line.endswith(b"\n")]
+    lines = lines if len(lines) == total else lines[: len(lines) // rows * rows]
+    records = [parse_json(line, path) for line in lines]
+    write_atomic(path, b"".join(lines))
+    with open(path, "a", encoding="utf-8") as file, Progress(total, what, "prompt", len(records)) as bar:
+        for record in begin(len(records)) if len(records) < total else ():
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.flush()
+            records.append(record)
+            bar.update()
+    return records
+
+
+def trained(verb, model, out, path, examples, stage, seed):
+    """Writes examples to `path` and trains on them with another verb, whose settings but these are its defaults -> exit code."""
+    from pyllm.cli import dpo, sft
+    from pyllm.cli.config import resolve
+    from pyllm.io.files import write_atomic
+
+    if (out / "model/config.json").is_file() and (out / "loss.png").exists():
+        return 0
+    write_atomic(path, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in examples).encode())
+    module = {"sft": sft, "dpo": dpo}[verb]
+    train = {"epochs": stage.epochs, "batch": stage.batch, "lr": stage.lr, "seed": seed, "sample_tokens": 0,
+             **({"beta": stage.beta} if verb == "dpo" else {})}
+    table = {"model": {"path": str(model)}, "data": {"path": str(path)}, "train": train}
+    config = resolve((table, "constitution"), sections=module.SECTIONS)
+    return getattr(module, verb)(config, out, resume=True)
+
+
+def measured(path, principles, held, c):
+    """-> {"violation_rate", "violations": {principle: rate}, "evasive_rate", "helpfulness", "words"} of answers to held-out prompts."""
+    from pyllm.align.constitution import evasive, helpful
+    from pyllm.align.constitutional import answers
+    from pyllm.cli.sft import open_model
+
+    model, tokenizer = open_model(path)
+    texts = answers(model, tokenizer, [[("user", prompt)] for prompt in held], c.seed + 1, c.rows, max_tokens=c.max_tokens,
+                    temperature=c.temperature, top_p=c.top_p)
+    broken = [principles.violations(text) for text in texts]
+    checked = [p.name for p in principles.principles if p.checker]
+    n = len(held)
+    return {"violation_rate": sum(map(bool, broken)) / n if checked else None,
+            "violations": {name: sum(name in b for b in broken) / n for name in checked}, "evasive_rate": sum(map(evasive, texts)) / n,
+            "helpfulness": sum(helpful(p, t) for p, t in zip(held, texts)) / n, "words": sum(len(t.split()) for t in texts) / n,
+            "samples": [{"prompt": p, "text": t} for p, t in list(zip(held, texts))[:8]]}
+
+
+def counted(comparisons):
+    """-> {"comparisons", "by_checker", "undecided", "agreement"}."""
+    from pyllm.align.constitutional import agreement_rate
+
+    return {"comparisons": len(comparisons), "by_checker": sum(r["probability"] in (0.0, 1.0) for r in comparisons),
+            "undecided": sum(r["probability"] == 0.5 for r in comparisons), "agreement": agreement_rate(comparisons)}
+
+
+def shown(report):
+    """Prints a report as a table."""
+    print(f"{'':12}violations  evasive  takes up the prompt  words")
+    for name in ("before", "revised", "aligned"):
+        if name in report:
+            r = report[name]
+            rate = "-" if r["violation_rate"] is None else f"{r['violation_rate']:.3f}"
+            print(f"{name:12}{rate:>10}  {r['evasive_rate']:7.3f}  {r['helpfulness']:19.3f}  {r['words']:5.1f}")
+    c = report["comparisons"]
+    if c["comparisons"]:
+        agreement = "" if c["agreement"] is None else f"; both orders agree in {100 * c['agreement']:.0f} % of the model's own"
+        print(f"comparisons {c['comparisons']}, {c['by_checker']} by a checker, {c['undecided']} undecided{agreement}", flush=True)
+
+
+def inspect(out, count):
+    """Prints `count` records of each stage and the report -> exit code."""
+    from pyllm.io.files import read_json
+    from pyllm.training import read_log
+
+    if not (out / "revisions.jsonl").is_file():
+        raise FileNotFoundError(f"{out}: no run of pyllm constitution: there is no revisions.jsonl")
+    for r in read_log(out / "revisions.jsonl")[:count]:
+        print(f"prompt      {r['prompt']}\n  answer    {r['response']}{marked(r['violations'])}")
+        for turn in r["rounds"]:
+            print(f"  by        {turn['principle']}\n  critique  {turn['critique']}\n  revision  {turn['revision']}"
+                  f"{marked(turn['violations'])}")
+    if (out / "comparisons.jsonl").is_file():
+        for r in read_log(out / "comparisons.jsonl")[:count]:
+            places = f" ({r['first']:.2f} in place A, {r['second']:.2f} in place B)" if "first" in r else ""
+            print(f"prompt      {r['prompt']}\n  by        {r['principle']}: the first is better with probability {r['probability']:.2f}"
+                  f"{places}\n  first     {r['a']}{marked(r['violations'][0])}\n  second    {r['b']}{marked(r['violations'][1])}")
+    if (out / "report.json").is_file():
+        shown(read_json(out / "report.json"))
+    return 0
+
+
+def marked(violations):
+    return f"  [breaks {', '.join(violations)}]" if violations else ""

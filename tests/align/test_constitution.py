@@ -1,0 +1,144 @@
+"""Constitutions: the published layouts as they are, checkers; answers criticised, revised, compared; nothing depends on the order."""
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pyllm.align.constitution import Checker, Constitution, Principle, conversation, evasive, helpful, read_constitution
+from pyllm.align.constitutional import agreement_rate, asked, compare, preferences, probabilities, question, revise
+from pyllm.errors import ConfigError, FormatError
+from pyllm.folders import build
+from pyllm.models import FAMILIES
+from pyllm.text import ByteLevelBPE
+
+PUBLISHED = Path(__file__).parents[3] / "shared/data/constitutional-ai/prompts"
+OWN = {"principles": [{"name": "short", "critique": "Is it too long?", "revision": "Make it shorter.", "checker": {"max_words": 5}},
+                      {"name": "kind", "comparison": "Which one is kinder?"}]}
+
+
+def write(folder, name, value):
+    (folder / name).write_text(json.dumps(value))
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def small():
+    tokenizer = ByteLevelBPE.train(["Human: what is it? Assistant: The answer is: (A) (B) " * 20], 300)
+    sizes = {"vocab_size": tokenizer.vocab_size, "layers": 2, "heads": 2, "width": 16, "context": 512, "initializer_range": 0.3}
+    return build(FAMILIES["gpt2"][0].from_sizes(sizes), seed=0), tokenizer
+
+
+def test_the_published_layouts_are_read_as_they_are(tmp_path):
+    write(tmp_path, "CritiqueRevisionInstructions.json", {"harmful0": {
+        "prompt": ["\n\nCritiqueRequest: Say what is harmful.\n\nCritique:"],
+        "edit_request": "\n\nRevisionRequest: Rewrite it.\n\nRevision:"}})
+    write(tmp_path, "RLMadisonInstructions.json", ["\nPlease choose the kinder response. Options:"])
+    write(tmp_path, "CritiqueRevisionFewShotPrompts.json", [
+        "\n\nHuman: Hi\n\nAssistant: Go away.\n\nCritiqueRequest: Look.\n\nCritique: Rude.\n\nRevisionRequest: Redo.\n\nRevision: Hello!"
+        "\n\nHuman:"])
+    write(tmp_path, "RLMadisonFewShotPrompts.json", [
+        {"prompt": "\n\nHuman: Hi\n\nAssistant:", "corrects": ["Hello"], "incorrects": ["No"]}])
+    found = read_constitution(tmp_path)
+    assert [p.name for p in found.principles] == ["harmful0", "RLMadisonInstructions0"]
+    assert found.revising == [Principle("harmful0", "Say what is harmful.", "Rewrite it.")]
+    assert found.comparing[0].comparison == "Please choose the kinder response."
+    assert found.comparison_shots == (("Hi", "Hello", "No"),)
+    assert found.revision_shots[0] == [("user", "Hi"), ("assistant", "Go away."), ("user", "Look."), ("assistant", "Rude."),
+                                       ("user", "Redo."), ("assistant", "Hello!")]
+    other = read_constitution(write(tmp_path, "hf.json", {"constitutions": [{"critic": "C", "revision": "R"}], "system_chat": [
+        [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]]}))
+    assert other.revising == [Principle("hf0", "C", "R")] and other.revision_shots == ([("user", "u"), ("assistant", "a")],)
+    own = read_constitution(write(tmp_path, "own.json", OWN))
+    assert own.violations("one two three four five six") == ["short"] and own.violations("one") == []
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="needs the published files")
+def test_the_published_files_themselves():
+    found = read_constitution(PUBLISHED)
+    assert len(found.revising) == 16 and len(found.comparing) == 16 and len(found.revision_shots) == len(found.comparison_shots) == 5
+    for p in found.revising:
+        assert not re.search("Request:|Critique:|Revision:", p.critique + p.revision) and p.critique and p.revision
+    assert not any("Options:" in p.comparison for p in found.comparing)
+    assert all([role for role, _ in shot][-2:] == ["user", "assistant"] and len(shot) >= 6 for shot in found.revision_shots)
+
+
+def test_bad_constitutions_are_refused(tmp_path):
+    for value, words in (({"principles": []}, "without principles"), ([], "not a constitution"),
+                         ({"principles": [{"name": "x", "critic": "y"}]}, "'critic' is not a key of a principle. Did you mean 'critique'"),
+                         ({"principles": [{"name": "x", "critique": "y"}]}, "critique and revision together"),
+                         ({"principles": [{"name": "x", "checker": {"forbid": "("}}]}, "no regular expression"),
+                         ({"principles": [OWN["principles"][0]] * 2}, "stands twice"), ({"a": {"prompt": []}}, "not a constitution")):
+        with pytest.raises(FormatError, match=re.escape(words)):
+            read_constitution(write(tmp_path, "c.json", value))
+    with pytest.raises(FileNotFoundError):
+        read_constitution(tmp_path / "none")
+
+
+def test_checkers():
+    assert Checker(forbid=r"\bbad\b").broken("A BAD thing") and not Checker(forbid=r"\bbad\b").broken("badly")
+    assert Checker(require="please").broken("no") and not Checker(require="please").broken("Please")
+    assert Checker(min_words=3).broken("one two") and Checker(max_words=1).broken("one two")
+    assert evasive("I'm sorry, but no.") and evasive("I can’t do that at all") and not evasive("Of course: take two eggs.")
+    assert helpful("How do I bake bread?", "You bake bread so.") == 1 and helpful("How do I bake bread?", "Hello") == 0
+
+
+def test_revisions_are_kept_word_by_word_and_drawn_alike(small, tmp_path):
+    own = read_constitution(write(tmp_path, "c.json", OWN))
+    prompts = [f"what is {i}" for i in range(5)]
+    options = dict(rounds=2, seed=3, max_tokens=8)
+    found = list(revise(*small, own, prompts, **options))
+    assert [r["prompt"] for r in found] == prompts and all(len(r["rounds"]) == 2 for r in found)
+    assert found == list(revise(*small, own, prompts, **options)) and found != list(revise(*small, own, prompts, **{**options, "seed": 4}))
+    for r in found:
+        for turn in r["rounds"]:
+            assert turn["principle"] == "short" and turn["violations"] == own.violations(turn["revision"])
+    json.dumps(found)
+    with pytest.raises(ConfigError, match="no principle with a critique"):
+        list(revise(*small, Constitution((own.principles[1],)), prompts))
+    with pytest.raises(ValueError, match="more than the context"):
+        list(revise(*small, own, ["long " * 600], max_tokens=8))
+
+
+def test_a_preference_for_a_place_cancels_out(small, tmp_path):
+    """The mean over both orders: swapping the answers turns the probability round, whatever the model thinks of (A)."""
+    p = OWN["principles"][1]
+    principle = Principle(**p)
+    model, tokenizer = small
+    cases = [("Hi", "Hello there", "Go"), ("Hi", "Go", "Hello there")]
+    first, second = probabilities(model, tokenizer, principle, cases, ["", ""])
+    other, again = probabilities(model, tokenizer, principle, cases[::-1], ["", ""])
+    assert (first, second) == (again, other) and 0 < first < 1
+    assert (first + 1 - second) / 2 == pytest.approx(1 - (other + 1 - again) / 2)
+    # The definition: p(A) over p(A) + p(B), from the logits of the whole text.
+    context = asked(tokenizer, [("user", question(principle, *cases[0]))])
+    logp = []
+    for letter in "AB":
+        answer = tokenizer.encode(f"The answer is: ({letter})", template=False)
+        logits = model(np.array([context + answer], np.int32)).data[0].astype(np.float64)
+        each = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        logp.append(sum(each[len(context) - 1 + i, id] for i, id in enumerate(answer)))
+    assert first == pytest.approx(1 / (1 + np.exp(logp[1] - logp[0])), rel=1e-4)
+
+
+def test_comparisons_and_what_becomes_of_them(small, tmp_path):
+    own = read_constitution(write(tmp_path, "c.json", OWN))
+    prompts = [f"what is {i}" for i in range(12)]
+    found = list(compare(*small, own, prompts, seed=1, max_tokens=9))
+    assert found == list(compare(*small, own, prompts, seed=1, max_tokens=9))
+    checked = [r for r in found if r["principle"] == "short"]
+    judged = [r for r in found if r["principle"] == "kind"]
+    assert checked and judged and all(r["probability"] in (0.0, 0.5, 1.0) for r in checked)
+    assert all(r["probability"] == pytest.approx((r["first"] + r["second"]) / 2) for r in judged)
+    assert agreement_rate(found) == np.mean([r["agree"] for r in judged]) and agreement_rate([]) is None
+    pairs = preferences(found)
+    assert len(pairs) == sum(r["probability"] != 0.5 and r["a"] != r["b"] and bool(r["a"].strip() and r["b"].strip()) for r in found)
+    thinking = list(compare(*small, own, prompts[:4], seed=1, max_tokens=9, think=True))
+    assert all(0.4 <= r["first"] <= 0.6 and len(r["thoughts"]) == 2 for r in thinking if "first" in r)
+    with pytest.raises(ConfigError, match="no principle with a comparison"):
+        list(compare(*small, Constitution((Principle("x", "c", "r"),)), prompts))
+
+
+def test_a_conversation_in_the_papers_form():
+    assert conversation("\n\nHuman: a: b\n\nAssistant: c\n\nd") == [("user", "a: b"), ("assistant", "c\n\nd")]
