@@ -85,7 +85,7 @@ _YARN = {"beta_fast": "rope.scaling.yarn_beta_fast", "beta_slow": "rope.scaling.
 def read_config(metadata, tensors, where):
     """metadata, tensors: of io.gguf.read -> (Family, what config.json would hold). FormatError names all keys that are wrong."""
     arch = metadata.get("general.architecture")
-    if arch not in FAMILIES:
+    if not isinstance(arch, str) or arch not in FAMILIES:
         raise FormatError(f"{where}: general.architecture is {arch!r:.60}; expected one of {', '.join(FAMILIES)}.{suggest(arch, FAMILIES)}")
     family, wrong = FAMILIES[arch], []
     rest = {key.removeprefix(f"{arch}."): value for key, value in metadata.items() if key.startswith(f"{arch}.")}

@@ -211,7 +211,7 @@ def write(path, metadata, tensors, alignment=32):
     """Writes version 3 atomically; tensors: {name: array, Blocks or Later}, written one by one.
 
     metadata: {key: bool, int, float, str, array, or list of strings or numbers}; an int is written as UINT32 where it fits, a float as
-    FLOAT32. TypeError names what the format has no type for.
+    FLOAT32, and larger ones in 64 bits. TypeError names what the format has no type for.
     """
     metadata = {**metadata, **({"general.alignment": alignment} if alignment != 32 else {})}
     head = [MAGIC, struct.pack("<IQQ", 3, len(tensors), len(metadata))]
@@ -265,13 +265,19 @@ def _value(key, value):
         if code is not None:
             return struct.pack("<I", code) + struct.pack(SCALARS[code], value)
     if isinstance(value, float):
-        return struct.pack("<If", 6, value)
+        return struct.pack("<If", 6, value) if _fits(value) else struct.pack("<Id", 12, value)
     if isinstance(value, str):
         return struct.pack("<I", STRING) + _text(value)
     if isinstance(value, (list, tuple)) and value and all(isinstance(v, str) for v in value):
         return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(map(_text, value))
     if isinstance(value, (list, tuple)) and value and all(type(v) in (int, bool) for v in value):
-        return _value(key, np.array(value, bool if all(type(v) is bool for v in value) else np.int32))
+        dtype = next((d for d in (np.int32, np.int64) if np.iinfo(d).min <= min(value) and max(value) <= np.iinfo(d).max), None)
+        if dtype:
+            return _value(key, np.array(value, bool if all(type(v) is bool for v in value) else dtype))
     if isinstance(value, (list, tuple)) and value and all(type(v) is float for v in value):
-        return _value(key, np.array(value, np.float32))
+        return _value(key, np.array(value, np.float32 if all(map(_fits, value)) else np.float64))
     raise TypeError(f"gguf.write: key {key!r} is {value!r:.60} ({type(value).__name__}), which the format has no type for")
+
+
+def _fits(value):
+    return not math.isfinite(value) or abs(value) <= float(np.finfo(np.float32).max)

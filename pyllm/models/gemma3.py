@@ -1,6 +1,7 @@
 """Gemma 3, text: norms before and behind each branch, norms of queries and keys, local and global layers (Gemma Team 2025)."""
 from dataclasses import dataclass
 
+from pyllm.errors import ConfigError
 from pyllm.models.decoder import DecoderConfig, DecoderLM
 from pyllm.nn import OffsetRMSNorm
 
@@ -42,6 +43,8 @@ class Gemma3Config(DecoderConfig):
     def __post_init__(self):
         super().__post_init__()
         self.check_layer_types()
+        if not self.query_pre_attn_scalar:
+            raise ConfigError(f"gemma3_text config: query_pre_attn_scalar={self.query_pre_attn_scalar}; expected a number above 0")
 
     activation_key = "hidden_activation"
     qkv_bias = out_bias = property(lambda self: self.attention_bias)

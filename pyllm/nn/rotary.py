@@ -19,7 +19,7 @@ def checked_scaling(scaling):
     if scaling is None:
         return None
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind not in SCALINGS:
+    if not isinstance(kind, str) or kind not in SCALINGS:
         raise ConfigError(f"rope_scaling: rope_type={kind!r}; expected one of {', '.join(SCALINGS)}")
     for key in (*SCALINGS[kind], *OPTIONAL):
         value = scaling.get(key)

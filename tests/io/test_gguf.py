@@ -66,6 +66,15 @@ def test_round_trip(tmp_path):
     assert (tmp_path / "y.gguf").read_bytes() == (tmp_path / "x.gguf").read_bytes()
 
 
+def test_lists_and_numbers_take_the_type_that_holds_them(tmp_path):
+    values = {"a": [-1, 2], "b": [-1, 2**40], "c": [0.5], "d": [1e300], "e": [True, False], "f": 1e300}
+    gguf.write(tmp_path / "x.gguf", values, {})
+    found = gguf.read(tmp_path / "x.gguf")[0]
+    assert found.pop("f") == 1e300
+    assert {key: value.dtype.str for key, value in found.items()} == {"a": "<i4", "b": "<i8", "c": "<f4", "d": "<f8", "e": "|b1"}
+    assert all(value.tolist() == values[key] for key, value in found.items())
+
+
 def test_version_2_and_other_alignments(tmp_path):
     gguf.write(tmp_path / "x.gguf", {"a": 1}, PLAIN, alignment=64)
     data = (tmp_path / "x.gguf").read_bytes()
@@ -96,7 +105,7 @@ def test_rows_in_another_order():
 
 
 def test_what_the_format_cannot_hold(tmp_path):
-    for bad in ({"a": None}, {"a": []}, {"a": 2**64}, {"a": ["x", 1]}, {"a": np.zeros((2, 2))}, {"a": np.complex64(1)}):
+    for bad in ({"a": None}, {"a": []}, {"a": 2**64}, {"a": [1, 2**63]}, {"a": ["x", 1]}, {"a": np.zeros((2, 2))}, {"a": np.complex64(1)}):
         with pytest.raises(TypeError, match="gguf.write: key 'a'"):
             gguf.write(tmp_path / "x", bad, {})
     with pytest.raises(TypeError, match="tensor 'b' is U8, expected one of F32"):
