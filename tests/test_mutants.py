@@ -1,4 +1,5 @@
-"""Mutated files: 26,000 of safetensors, 26,000 of GGUF, 5,000 config.json, 5,000 whole GGUF models: an error of a documented class, or none."""
+"""Mutated files: 26,000 of safetensors, 26,000 of GGUF, 5,100 config.json, 5,000 whole GGUF models: an error of a documented class, or
+none."""
 import json
 import random
 import shutil
@@ -30,8 +31,8 @@ CONFIGS = [
     {"model_type": "bert", "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
      "max_position_embeddings": 16},
     {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2},
-    {"model_type": "bart", "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
-     "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 16},
+    {"model_type": "bart", "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+     "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 16},
 ]
 
 
