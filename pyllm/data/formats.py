@@ -9,6 +9,7 @@
     unpaired         prompt, completion (str or messages), label: bool         KTO
     classification   text, label: str                                          classifiers
     question         question, context, answers: [(text, first character)]     span extraction; no answer: []
+    choice           prompt, choices: [str], answer: the right one's number    multiple choice
 Beside these: where ("file:line"), id where the record has one, references: [str] where there are several right answers.
 """
 import re
@@ -253,6 +254,24 @@ def _question(record, where):
     return {**example, "answers": list(zip(texts, starts)), "references": list(dict.fromkeys(texts))}
 
 
+def _choice(prompt, choices, answer):
+    """A prompt, its choices (or {"text": [...], "label": [...]}), and which is right: its number from 0, its letter, label or text."""
+    def build(record, where):
+        several, labels = record[choices], None
+        if isinstance(several, dict):
+            several, labels = several.get("text"), several.get("label")
+        if not (isinstance(several, list) and len(several) > 1 and all(isinstance(c, str) and c.strip() for c in several)):
+            raise FormatError(f"{where}: {choices} is {_short(record[choices])}, expected a list of at least two strings")
+        labels, right = labels or [chr(65 + i) for i in range(len(several))], record[answer]
+        numbers = {**{c: i for i, c in enumerate(several)}, **{str(i): i for i in range(len(several))},
+                   **{label: i for i, label in enumerate(labels)}}
+        if type(right) not in (int, str) or str(right) not in numbers:
+            raise FormatError(f"{where}: {answer} is {_short(right)}, expected 0 to {len(several) - 1}, {labels[0]} to {labels[-1]}, "
+                              f"or one of {choices}")
+        return {"prompt": text_of(record, prompt, where), "choices": several, "answer": numbers[str(right)]}
+    return build
+
+
 FORMATS = {  # keys: (kind, function of a record); the first whose keys are all there
     ("messages",): ("messages", lambda record, where: {"messages": messages_of(record["messages"], "messages", where)}),
     ("conversations", "chosen", "rejected"): ("preference", _sharegpt_preference),
@@ -270,6 +289,10 @@ FORMATS = {  # keys: (kind, function of a record); the first whose keys are all 
     ("dialogue", "summary1"): ("completion", _summary("dialogue", "summary1", "summary2", "summary3")),
     ("article", "highlights"): ("completion", _summary("article", "highlights")),
     ("document", "summary"): ("completion", _summary("document", "summary")),
+    ("prompt", "choices", "answer"): ("choice", _choice("prompt", "choices", "answer")),
+    ("question", "choices", "answer"): ("choice", _choice("question", "choices", "answer")),
+    ("question", "choices", "answerKey"): ("choice", _choice("question", "choices", "answerKey")),
+    ("ctx", "endings", "label"): ("choice", _choice("ctx", "endings", "label")),
     ("question", "context", "answers"): ("question", _question),
     ("question", "answer"): ("messages", lambda record, where: {"messages": [
         user(text_of(record, "question", where)), assistant(text_of(record, "answer", where))]}),

@@ -1,0 +1,70 @@
+"""pyllm eval: a model and examples -> a task's metrics with their intervals, as a table and as JSON, a record for each example."""
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+
+def add_arguments(parser):
+    from pyllm.evaluate.tasks import TASKS
+
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a model folder, a .gguf file, or a run folder")
+    add("--data", required=True, metavar="PATH", help="a file of examples, or a folder of them")
+    add("--task", required=True, metavar="TASK", help="; ".join(f"{name}: {task.about}" for name, task in TASKS.items()))
+    add("--split", choices=("train", "valid", "test"), help="of a folder; default: test where there is one, else all")
+    add("--columns", default="", metavar="KEY=NAME,...", help="the names that the files have for keys, such as source=en,target=de")
+    add("--limit", type=int, metavar="N", help="only the first N examples")
+    add("--batch", type=int, default=16, metavar="N", help="rows at a time (default %(default)s); no result depends on it")
+    add("--max-tokens", "--max_tokens", type=int, default=64, metavar="N", help="of an answer that is written (default %(default)s)")
+    add("--beams", type=int, default=1, metavar="N", help="of a beam search; 1 takes the likeliest token each time (default)")
+    add("--stop", action="append", default=[], metavar="TEXT", help="an answer ends before this text; may be given several times")
+    add("--prompt-format", "--prompt_format", default="{prompt}", metavar="TEXT",
+        help="what stands around a prompt, such as 'Translate to German: {prompt}'")
+    add("--length", type=int, default=0, metavar="N", help="tokens of context at most; 0 = the model's (default)")
+    add("--stride", type=int, default=0, metavar="N", help="of clm: tokens told in a window; fewer see more of the text before; 0 = all")
+    add("--seed", type=int, default=0, metavar="S", help="of the intervals' resampling (default %(default)s)")
+    add("--out", metavar="FOLDER", help="write scores.json and predictions.jsonl there")
+    add("--json", action=argparse.BooleanOptionalAction, default=False, help="print JSON in place of the table")
+
+
+def run(args):
+    from pyllm import __version__
+    from pyllm.cli.sft import open_model
+    from pyllm.data import find_splits
+    from pyllm.errors import ConfigError, FormatError, suggest
+    from pyllm.evaluate.tasks import TASKS, Options, evaluate
+    from pyllm.io.files import write_atomic, write_json
+
+    if args.task not in TASKS:
+        raise ConfigError(f"--task {args.task!r}; expected one of {', '.join(TASKS)}.{suggest(args.task, TASKS)}")
+    for name in ("batch", "max_tokens", "beams", "limit"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}; expected a whole number of at least 1")
+    columns = dict(pair.split("=", 1) for pair in args.columns.split(",") if "=" in pair) or None
+    options = Options(args.batch, args.max_tokens, args.beams, tuple(args.stop), args.prompt_format, args.length, args.stride, args.seed)
+    model, tokenizer = open_model(args.model)
+    try:
+        split = args.split or ("test" if "test" in find_splits(args.data, columns) else None)
+        examples = TASKS[args.task].read(args.data, split, columns)
+        scores, records = evaluate(args.task, model, tokenizer, examples, options, limit=args.limit)
+    except (FormatError, FileNotFoundError) as error:
+        raise ConfigError(f"data: {error}") from None
+    settings = {name: value for name, value in asdict(options).items() if name != "batch"}  # which changes nothing
+    result = {"task": args.task, "model": str(args.model), "data": str(args.data), "split": split, "examples": len(records),
+              "pyllm": __version__, "options": settings, "scores": {name: asdict(score) for name, score in scores.items()}}
+    if args.out:
+        out = Path(args.out)
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "scores.json", result)
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        write_atomic(out / "predictions.jsonl", lines.encode())
+    if args.json:
+        print(json.dumps(result, ensure_ascii=False))
+        return 0
+    print(f"{args.task}, {len(records):,} examples" + (f" of {split}" if split else "") + f": {args.model}")
+    for name, score in scores.items():
+        print(f"{name:<24} {score!s:<32} {score.signature}")
+    if cut := sum(bool(record.get("cut")) for record in records):
+        print(f"{cut} prompts were longer than the context: their beginning was cut")
+    return 0

@@ -1,0 +1,293 @@
+"""Tasks: what a model is asked for an example, and the metrics of its answers. TASKS: name -> Task; a new task is one entry.
+
+A record stands for each example: what was predicted, what is right. Nothing in it depends on the batch size.
+"""
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from pyllm.autograd import no_grad
+from pyllm.data import collate, read_examples, render
+from pyllm.errors import ConfigError, FormatError, suggest
+from pyllm.evaluate import metrics, text_metrics
+from pyllm.evaluate.likelihood import log_likelihoods, windows
+from pyllm.evaluate.spans import find_spans
+from pyllm.generation import generate
+from pyllm.models.base import CausalLM
+from pyllm.models.heads import SequenceClassifier, SpanFinder
+from pyllm.models.seq2seq import EncoderDecoder
+from pyllm.progress import Progress
+
+
+@dataclass(frozen=True)
+class Options:
+    """batch: rows at a time. max_tokens, num_beams, stop: of generated answers, which are the likeliest ones (temperature 0).
+
+    prompt_format: what stands around a prompt. length: tokens of context at most, 0 = the model's. stride: see likelihood.windows. seed:
+    of the intervals' resampling.
+    """
+
+    batch: int = 16
+    max_tokens: int = 64
+    num_beams: int = 1
+    stop: tuple = ()
+    prompt_format: str = "{prompt}"
+    length: int = 0
+    stride: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """about: one line. kinds: of the examples it reads. predict: (model, tokenizer, examples, options) -> a record (dict) an example.
+
+    score: (records, options) -> {name: Score}. read: (path, split, columns) -> examples.
+    """
+
+    about: str
+    kinds: tuple
+    predict: Callable
+    score: Callable
+    read: Callable = lambda path, split, columns: read_examples(path, split, columns=columns)
+
+
+def evaluate(task, model, tokenizer, examples, options=Options(), *, limit=None):
+    """task: a name in TASKS; examples: what its `read` gives, or any dicts of its kinds -> ({name: Score}, [record of each example]).
+
+    limit: only the first so many. ConfigError: an unknown task, a model that cannot do it; FormatError: examples of another kind.
+    """
+    if task not in TASKS:
+        raise ConfigError(f"evaluate: task={task!r}; expected one of {', '.join(TASKS)}.{suggest(task, TASKS)}")
+    task_ = TASKS[task]
+    if (kind := getattr(examples, "kind", task_.kinds[0])) not in task_.kinds:
+        fits = [name for name, other in TASKS.items() if kind in other.kinds]
+        raise FormatError(f"evaluate: examples of the kind {kind} for the task {task}, which reads {', '.join(task_.kinds)}. "
+                          + (f"Hint: they fit {', '.join(fits)}" if fits else "No task reads them"))
+    found = list(islice(examples, limit))
+    if not found:
+        raise FormatError("evaluate: no examples")
+    records = task_.predict(model, tokenizer, [{"kind": kind, **example} for example in found], options)
+    return task_.score(records, options), records
+
+
+def _named(example):
+    return {key: example[key] for key in ("id", "where") if key in example}
+
+
+def _architecture(model):
+    return "encoder-decoder" if isinstance(model, EncoderDecoder) else "decoder" if isinstance(model, CausalLM) else "encoder"
+
+
+def _writer(model, task):
+    """ConfigError unless the model writes text."""
+    if not isinstance(model, (CausalLM, EncoderDecoder)):
+        raise ConfigError(f"evaluate: a {type(model).__name__} writes no text, which the task {task} needs; "
+                          "expected a causal model or an encoder-decoder")
+
+
+def _context(model, options):
+    limit = model.config.size("context")
+    if options.length > limit:
+        raise ConfigError(f"evaluate: length={options.length}; expected at most {limit}, the model's context")
+    return options.length or limit
+
+
+# ---- likelihood of text
+
+def _likelihoods(model, tokenizer, examples, options):
+    """Text: every token but the first, which nothing precedes unless the tokenizer puts a BOS there. Of completions what is learned."""
+    _writer(model, "clm")
+    special = {token.id for token in tokenizer.added if token.special}
+    length, rows, owners = _context(model, options), [], []
+    for i, example in enumerate(examples):
+        if example["kind"] == "text":
+            if isinstance(model, EncoderDecoder):
+                raise ConfigError("evaluate: plain text for an encoder-decoder; expected completions, or a causal model")
+            parts = windows(tokenizer.encode(example["text"]), length, options.stride)
+        else:
+            parts = [_completion(model, tokenizer, example, options)[:2]]
+        rows += parts
+        owners += [i] * len(parts)
+    log_probs, records = log_likelihoods(model, rows, batch=options.batch), [{**_named(e), "parts": []} for e in examples]
+    for (_, continuation), owner, values in zip(rows, owners, log_probs):
+        size = sum(len(tokenizer.token_bytes(id)) for id in continuation if id not in special)
+        records[owner]["parts"].append([-float(values.sum()), len(continuation), size])
+    for record in records:
+        record["nll"], record["tokens"], record["bytes"] = (sum(part[k] for part in record["parts"]) for k in range(3))
+    return records
+
+
+def _completion(model, tokenizer, example, options, ends=True):
+    """-> (context, continuation, tokens that were cut from the beginning of the context); ends: with the end token."""
+    row = render(example, example["kind"], tokenizer, architecture=_architecture(model), prompt_format=options.prompt_format)
+    if row.decoder is not None:
+        context, continuation = row.tokens.tolist(), row.decoder.tolist()
+    else:  # from the last run of what is learned
+        learned = np.flatnonzero(row.learned)
+        begin = int(learned[np.flatnonzero(np.diff(learned, prepend=-9) > 1)[-1]]) if learned.size else len(row)
+        context, continuation = row.tokens[:begin].tolist(), row.tokens[begin : learned[-1] + 1].tolist() if learned.size else []
+    if not ends and continuation[-1:] == [tokenizer.eos_id]:
+        continuation = continuation[:-1]
+    if not context or not continuation:
+        raise FormatError(f"{example.get('where', 'example')}: no tokens in the {'completion' if context else 'prompt'}")
+    room = _context(model, options) - (0 if row.decoder is not None else len(continuation) - 1)
+    if room < 1:
+        raise FormatError(f"{example.get('where', 'example')}: a completion of {len(continuation)} tokens is beyond the model's context")
+    return context[-room:], continuation, max(len(context) - room, 0)
+
+
+def _score_likelihoods(records, o):
+    nll, tokens, sizes = np.array([part for record in records for part in record["parts"]], float).T
+    found = {"perplexity": text_metrics.perplexity(nll, tokens, seed=o.seed), "loss": metrics.bootstrap(
+        "loss", np.stack([nll, tokens], 1), lambda s: s[..., 0] / s[..., 1], "nats a token", seed=o.seed)}
+    return {**found, "bits_per_byte": text_metrics.bits_per_byte(nll, sizes, seed=o.seed)} if sizes.all() else found
+
+
+# ---- choices by likelihood
+
+def _choose(model, tokenizer, examples, options):
+    """The log-likelihood of each choice behind the prompt, a space between them, without an end token."""
+    _writer(model, "multiple-choice")
+    rows = [[_completion(model, tokenizer, {"where": "", **e, "kind": "completion", "completion": f" {choice}"}, options, ends=False)
+             for choice in e["choices"]] for e in examples]
+    values = iter(log_likelihoods(model, [row[:2] for several in rows for row in several], batch=options.batch))  # all in one go
+    records = []
+    for example, several in zip(examples, rows):
+        scores = [float(next(values).sum()) for _ in several]
+        sizes = [len(choice.encode()) for choice in example["choices"]]
+        records.append({**_named(example), "answer": example["answer"], "log_likelihoods": scores, "prediction": int(np.argmax(scores)),
+                        "prediction_normalized": int(np.argmax(np.array(scores) / np.maximum(sizes, 1))),
+                        "cut": max(row[2] for row in several)})
+    return records
+
+
+def _score_choices(records, o):
+    return {name: metrics.proportion("accuracy", [r[key] == r["answer"] for r in records], norm) for name, key, norm in (
+        ("accuracy", "prediction", "norm:none"), ("accuracy_normalized", "prediction_normalized", "norm:bytes"))}
+
+
+# ---- classification
+
+def _classify(model, tokenizer, examples, options):
+    """The labels' probabilities: a classifier's, or of a model that writes, those of the labels' names behind the prompt."""
+    if not isinstance(model, SequenceClassifier):
+        names = sorted({e["label"] for e in examples})
+        chosen = _choose(model, tokenizer, [{"prompt": e["text"], "choices": names, "answer": 0, **_named(e)} for e in examples], options)
+        scores = [record["log_likelihoods"] for record in chosen]
+    else:
+        named = model.config.extra.get("id2label", {})
+        names = [named.get(str(i), str(i)) for i in range(model.config.labels())]
+        if not {e["label"] for e in examples} <= set(names):
+            names = [str(i) for i in range(len(names))]
+        limit = _context(model, options)
+        rows = [render(e, "classification", tokenizer, max_length=limit, labels=names) for e in examples]
+        scores = _in_batches(lambda batch: model(batch.tokens, batch.segments).data, rows, options.batch)
+    records = []
+    for example, row in zip(examples, scores):
+        p = np.exp(np.asarray(row, np.float64) - np.max(row))
+        p = p / p.sum()
+        records.append({**_named(example), "label": example["label"], "prediction": names[int(p.argmax())],
+                        "probabilities": dict(zip(names, p.tolist()))})
+    return records
+
+
+def _in_batches(forward, rows, size):
+    """forward: Batch -> an array with a row for each -> its rows in order; rows alike in length go together."""
+    order, found = sorted(range(len(rows)), key=lambda i: -len(rows[i])), [None] * len(rows)
+    with no_grad(), Progress(len(rows), "evaluate", "row") as bar:
+        for begin in range(0, len(rows), size):
+            part = order[begin : begin + size]
+            for i, row in zip(part, forward(collate([rows[i] for i in part]))):
+                found[i] = row
+            bar.update(len(part))
+    return found
+
+
+def _score_classes(records, o):
+    truth, guess = ([r[key] for r in records] for key in ("label", "prediction"))
+    names = list(records[0]["probabilities"])
+    found = {"accuracy": metrics.accuracy(guess, truth)}
+    found |= {f"f1_{average}": metrics.f1(guess, truth, average, seed=o.seed) for average in ("macro", "micro", "weighted")}
+    found["matthews"] = metrics.matthews(guess, truth, seed=o.seed)
+    return found | metrics.calibration([list(r["probabilities"].values()) for r in records], np.array([names.index(t) for t in truth]),
+                                       seed=o.seed)
+
+
+# ---- answers that are written
+
+def _write(model, tokenizer, examples, options):
+    """What the model writes behind each prompt."""
+    _writer(model, "of generated text")
+    prompts, records = [], []
+    for example in examples:
+        context, continuation, _ = _completion(model, tokenizer, example, options)
+        room = _context(model, options) - (0 if isinstance(model, EncoderDecoder) else options.max_tokens)
+        if room < 1:
+            raise ConfigError(f"evaluate: max_tokens={options.max_tokens} leaves no room for a prompt in a context of "
+                              f"{_context(model, options)} tokens")
+        prompts.append(context[-room:])
+        expected = example.get("references") or [example["completion"] if example["kind"] == "completion" else
+                                                 example["messages"][-1]["content"] if example["kind"] == "messages" else ""]
+        if example["kind"] == "completion" and not isinstance(expected[0], str):
+            expected = [example["completion"][-1]["content"]]
+        records.append({**_named(example), "references": [text.strip() for text in expected], "cut": max(len(context) - room, 0)})
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    with Progress(len(prompts), "generate", "row") as bar:
+        for begin in range(0, len(order), options.batch):
+            part = order[begin : begin + options.batch]
+            found = generate(model, tokenizer, [prompts[i] for i in part], max_tokens=options.max_tokens, num_beams=options.num_beams,
+                             temperature=0, stop=options.stop)
+            for i, generation in zip(part, found):
+                records[i].update(prediction=generation.text.strip(), finish_reason=generation.finish_reason)
+            bar.update(len(part))
+    return records
+
+
+def _answer(model, tokenizer, examples, options):
+    """A span of the context, or what is written; "" where there is no answer."""
+    if not isinstance(model, SpanFinder):
+        records = _write(model, tokenizer, examples, options)
+        return [{**r, "prediction": "" if r["prediction"] == "unanswerable" else r["prediction"]} for r in records]
+    found = find_spans(model, tokenizer, examples, batch=options.batch, length=_context(model, options))
+    return [{**_named(e), "prediction": text, "references": e["references"] or [""], "score": score, "no_answer_score": none}
+            for e, (text, score, none) in zip(examples, found)]
+
+
+def _texts(records):
+    return [r["prediction"] for r in records], [r["references"] for r in records]
+
+
+def _score_answers(records, o):
+    found = {"exact_match": text_metrics.exact_match(*_texts(records)), "token_f1": text_metrics.token_f1(*_texts(records), seed=o.seed)}
+    for name, part in (("answerable", [r for r in records if any(r["references"])]),
+                       ("unanswerable", [r for r in records if not any(r["references"])])):
+        if part and len(part) < len(records):
+            found[f"token_f1_{name}"] = text_metrics.token_f1(*_texts(part), seed=o.seed)
+    return found
+
+
+def _score_translations(records, o):
+    return {name: getattr(text_metrics, name)(*_texts(records), seed=o.seed) for name in ("bleu", "chrf", "ter")}
+
+
+def _score_summaries(records, o):
+    return text_metrics.rouge(*_texts(records), seed=o.seed)
+
+
+def _score_texts(records, o):
+    stopped = metrics.proportion("stopped", [r["finish_reason"] == "stop" for r in records])
+    return {**_score_answers(records, o), **_score_summaries(records, o), "stopped": stopped}
+
+
+WRITTEN = ("completion", "messages")
+TASKS = {
+    "clm": Task("perplexity and bits per byte of text, or of completions", ("text", *WRITTEN), _likelihoods, _score_likelihoods),
+    "classify": Task("labels of texts: accuracy, F1, Matthews, calibration", ("classification",), _classify, _score_classes),
+    "multiple-choice": Task("the likeliest of given answers", ("choice",), _choose, _score_choices),
+    "qa": Task("answers to questions about a text: exact match, token F1", ("question", *WRITTEN), _answer, _score_answers),
+    "translate": Task("translations: BLEU, chrF, TER (extra `eval`)", WRITTEN, _write, _score_translations),
+    "summarise": Task("summaries: ROUGE-1, -2, -L", WRITTEN, _write, _score_summaries),
+    "generate": Task("answers: exact match, token F1, ROUGE, how many end by themselves", WRITTEN, _write, _score_texts),
+}
