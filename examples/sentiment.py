@@ -18,7 +18,7 @@ args = common.arguments(__doc__, model="a folder with a pretrained encoder (defa
 texts = [example["text"] for example in data.read_examples(args.data, "train")]
 if args.model:
     base, tokenizer = pyllm.load(args.model)
-    steps, lr, every = (4 if args.quick else 651), 1e-4, 108
+    steps, lr, every = (4 if args.quick else 434), 1e-4, 62
 else:
     tokenizer = WordPiece.train(texts, 200 if args.quick else 8000)
     sizes = {"layers": 2, "heads": 4, "width": 32 if args.quick else 128, "context": 128, "dropout": 0.2}
@@ -31,7 +31,7 @@ options = dict(architecture="encoder", max_length=128, labels=names)
 train, valid, test = (common.rows(args.data, split, tokenizer, **options) for split in ("train", "valid", "test"))
 
 common.fit(model, classify, data.row_batches(train, batch=32, seed=args.seed), data.row_batches(valid, batch=64, shuffle=False), args,
-           steps=steps, lr=lr, every=every, by=lambda found: -found.metrics["accuracy"], ema=0.98, betas=(0.9, 0.999))
+           steps=steps, lr=lr, every=every, by=lambda found: -found.metrics["accuracy"], ema=0.99, betas=(0.9, 0.999))
 if args.out:
     pyllm.save(model, tokenizer, args.out)
 

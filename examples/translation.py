@@ -32,8 +32,8 @@ model = Bart(BartConfig.from_dict({
 })).initialize(args.seed)
 print(f"{model.num_parameters():,} parameters, {tokenizer.vocab_size} tokens")
 
-common.fit(model, seq2seq, data.row_batches(train, start=end, tokens=2048, seed=args.seed),
-           data.row_batches(valid, start=end, tokens=4096, shuffle=False), args, steps=steps, lr=4e-3, every=500,
+common.fit(model, seq2seq, data.row_batches(train, start=end, tokens=4096, seed=args.seed),
+           data.row_batches(valid, start=end, tokens=8192, shuffle=False), args, steps=steps, lr=4e-3, every=500,
            learns=partial(seq2seq, label_smoothing=0.1), weight_decay=1e-4)
 if args.out:
     pyllm.save(model, tokenizer, args.out)

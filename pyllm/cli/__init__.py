@@ -8,7 +8,7 @@ import sys
 import warnings
 
 VERBS = {  # name: one line; the module of that name in this folder does it
-    "demo": "a small model's whole life in a few minutes: tokenizer, training, resuming, generated text",
+    "demo": "a small model's whole life in a few minutes: tokenizer, training, resuming, text, fine-tuning",
     "pretrain": "train a language model from scratch on text",
     "sft": "fine-tune a model on examples: answers, labels, spans",
     "reward": "train a reward model on preferences",

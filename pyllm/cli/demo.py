@@ -91,7 +91,42 @@ def generation(demo):
         print(f"     {prompt!r} -> {result.text!r}")
 
 
-STAGES = [corpus, pretraining, resuming, generation]
+def finetuning(demo):
+    """It learns to answer: which of the longest topics is a sentence from? A part of the sentences is kept back for the test."""
+    import json
+    import re
+
+    import pyllm
+    from pyllm.cli.config import resolve
+    from pyllm.cli.sft import SECTIONS, sft
+    from pyllm.evaluate import exact_match
+
+    with open(demo.corpus, encoding="utf-8") as file:
+        texts = sorted((json.loads(line)["text"] for line in file), key=len)[-8:]
+    found = {"train": [], "test": []}
+    for text in texts:
+        title = re.sub(r"[^A-Za-z ]", "", text.split("\n", 1)[0]).strip()
+        sentences = [" ".join(s.split()) for s in re.split(r"(?<=[.:])\s", text) if 60 <= len(s) <= 160]
+        for i, sentence in enumerate(sentences[:200]):
+            found["test" if i % 5 == 0 else "train"].append({"prompt": f"{sentence}\nTopic:", "completion": f" {title}"})
+    folder = demo.folder / "questions"
+    folder.mkdir()
+    for part, examples in found.items():
+        (folder / f"{part}.jsonl").write_text("".join(json.dumps(example) + "\n" for example in examples), encoding="utf-8")
+    steps = min(200, demo.steps)
+    table = {"model": {"path": str(demo.run)}, "data": {"path": str(folder), "length": 128},
+             "train": {"steps": steps, "batch": 16, "lr": 1e-3, "eval_every": steps, "sample_tokens": 0}}
+    if code := sft(resolve((table, "demo"), sections=SECTIONS), demo.folder / "answers"):
+        sys.exit(code)
+    asked = found["test"]
+    for name, path in (("before", demo.run), ("after", demo.folder / "answers")):
+        model, tokenizer = pyllm.load(path / "model")
+        texts = [r.text for r in pyllm.generate(model, tokenizer, [e["prompt"] for e in asked], max_tokens=12, temperature=0)]
+        print(f"     right answers {name}: {100 * float(exact_match(texts, [e['completion'] for e in asked])):.0f} % of {len(asked)}")
+    print(f"     {asked[0]['prompt']!r} -> {texts[0]!r}")
+
+
+STAGES = [corpus, pretraining, resuming, generation, finetuning]
 
 
 def _pretrain(demo, resume=False, until=None):

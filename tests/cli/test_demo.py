@@ -1,6 +1,7 @@
 """pyllm demo in a reduced form: every stage runs, the run folder is left where asked for."""
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ def test_demo(tmp_path, capsys):
     lines = read_log(tmp_path / "d/run/metrics.jsonl")
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 9))
     valid = [line["valid_loss"] for line in lines if "valid_loss" in line]
+    assert re.search(r"right answers before: 0 % of \d+\n.*right answers after: \d+ %", out) and (tmp_path / "d/answers/model").is_dir()
     assert valid[-1] < valid[0] < math.log(1024) + 0.2
 
 
