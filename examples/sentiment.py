@@ -18,7 +18,7 @@ args = common.arguments(__doc__, model="a folder with a pretrained encoder (defa
 texts = [example["text"] for example in data.read_examples(args.data, "train")]
 if args.model:
     base, tokenizer = pyllm.load(args.model)
-    steps, lr, every = (4 if args.quick else 434), 1e-4, 62
+    steps, lr, every = (4 if args.quick else 651), 1e-4, 217
 else:
     tokenizer = WordPiece.train(texts, 200 if args.quick else 8000)
     sizes = {"layers": 2, "heads": 4, "width": 32 if args.quick else 128, "context": 128, "dropout": 0.2}

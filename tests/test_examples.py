@@ -87,7 +87,3 @@ def test_example(make, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(CASES[make], done.stdout, re.I), done.stdout
     assert (tmp_path / ADAPTED.get(make, "out/model.safetensors")).is_file()
-
-
-def test_every_example_is_here():
-    assert {f"{make.__name__}.py" for make in CASES} | {"common.py"} == {p.name for p in (ROOT / "examples").glob("*.py")}

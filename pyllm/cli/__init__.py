@@ -18,6 +18,7 @@ VERBS = {  # name: one line; the module of that name in this folder does it
     "constitution": "constitutional AI: a model criticises, revises and compares its own answers by principles",
     "grpo": "the same without a value model: GRPO, DAPO, RLOO and others",
     "eval": "metrics of a model on a task's examples, with confidence intervals",
+    "tune": "search the settings of a training run",
     "generate": "continue a text with a model",
     "chat": "talk with a model",
     "embed": "turn texts into vectors, and say how near they are to each other",

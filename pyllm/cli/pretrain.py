@@ -36,10 +36,10 @@ def run(args):
     return pretrain(config, args.out, args.resume)
 
 
-def pretrain(config, out, resume=False, until=None):
+def pretrain(config, out, resume=False, until=None, watch=None):
     """Runs a Config in the folder `out` -> exit code: 0, or 130 and 143 after Ctrl-C and SIGTERM, with all saved.
 
-    until: a step after which the run stops as if it had been interrupted.
+    until: a step after which the run stops as if it had been interrupted. watch: see pyllm.cli.run.
 
     Without resume the folder must hold no checkpoint. Raises ConfigError for settings, FormatError for a broken checkpoint, OSError for a
     full disk, FloatingPointError for a diverged run; in each case the newest checkpoint is whole and --resume goes on from it.
@@ -75,7 +75,8 @@ def pretrain(config, out, resume=False, until=None):
     return runs.run("pretrain", out, t, steps=t.steps, warmup=t.warmup, model=model, tokenizer=tokenizer,
                     objective=partial(objective, label_smoothing=t.label_smoothing, z_loss=t.z_loss),
                     batches=Loader(train_shards, t.batch, length, t.seed, corrupted=corrupted), evaluate=evaluate,
-                    sample=None if objective is OBJECTIVES["mlm"] else continued, checkpoint=checkpoint, until=until)
+                    sample=None if objective is OBJECTIVES["mlm"] else continued, checkpoint=checkpoint, until=until,
+                    watch=watch)
 
 
 # ---- the pieces

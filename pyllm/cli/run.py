@@ -22,12 +22,12 @@ def newest(verb, out, resume):
 
 
 def run(verb, out, t, *, steps, warmup, model, tokenizer, objective, batches, evaluate, sample=None, rates=None, checkpoint=None,
-        until=None):
+        until=None, watch=None):
     """Trains a model up to `steps` -> exit code: 0, or 130 and 143 after Ctrl-C and SIGTERM, with all saved.
 
     t: a pyllm.cli.config.Steps. batches: endless, with state and load_state. evaluate: () -> (score, the lower the better; {name: value}
     for the log; words for the screen). sample: step -> {name: text} for samples.jsonl, or None. rates: see AdamW. checkpoint: to go on
-    from. until: a step after which the run stops as if it had been interrupted.
+    from. until: a step after which the run stops as if it had been interrupted. watch: (step, score) -> whether the run ends there.
     """
     from pyllm import folders, training
     from pyllm.cli.interrupt import Interrupt
@@ -44,7 +44,7 @@ def run(verb, out, t, *, steps, warmup, model, tokenizer, objective, batches, ev
         print(f"resumed    {checkpoint}, step {start}", flush=True)
     schedule = training.SCHEDULES[t.schedule](t.lr, steps, warmup, t.min_lr)
     every, save_every = t.eval_every, t.save_every or t.eval_every
-    done = bool(t.patience) and stopping.waited >= t.patience
+    done, given_up = bool(t.patience) and stopping.waited >= t.patience, False
     records = training.train(model, objective, batches, optimizer, steps=start if done else steps, start=start, lr=schedule,
                              accumulate=t.accumulate, clip=t.clip or None, seed=t.seed, precision=t.precision)
     with (Interrupt() as stop, Progress(steps, verb, "step", start) as bar,
@@ -61,6 +61,7 @@ def run(verb, out, t, *, steps, warmup, model, tokenizer, objective, batches, ev
                 with ema.weights() if ema else contextlib.nullcontext():
                     score, found, words = evaluate()
                     done = stopping.update(step, score)
+                    given_up = watch is not None and watch(step, score)
                     better = stopping.best_step == step
                     if better:
                         folders.save(model, tokenizer, out / "model")
@@ -74,8 +75,9 @@ def run(verb, out, t, *, steps, warmup, model, tokenizer, objective, batches, ev
             if (stop.signal or step == until) and not last:
                 bar.line(f"stopped at step {step}; all is saved, --resume goes on")
                 return stop.code
-            if done:
-                bar.line(f"stopped early: {t.patience} evaluations in a row without a new best")
+            if done or given_up:
+                bar.line("given up: others are better" if given_up else
+                         f"stopped early: {t.patience} evaluations in a row without a new best")
                 break
     chart(out)
     best = next(line for line in reversed(training.read_log(out / "metrics.jsonl"))

@@ -75,7 +75,7 @@ def run(args):
     return sft(config, args.out, args.resume)
 
 
-def sft(config, out, resume=False, until=None):
+def sft(config, out, resume=False, until=None, watch=None):
     """Runs a Config of SECTIONS in the folder `out` -> exit code; the rest as pyllm.cli.pretrain.pretrain."""
     from pyllm import training
     from pyllm.cli import run as runs
@@ -118,7 +118,8 @@ def sft(config, out, resume=False, until=None):
     return runs.run("sft", out, replace(t, eval_every=t.eval_every or an_epoch), steps=steps, warmup=int(t.warmup_ratio * steps),
                     model=model, tokenizer=tokenizer, objective=partial(objective, **smooth), batches=batches, evaluate=evaluate,
                     sample=(lambda step: answer(model, tokenizer, rows["valid"][0], t.sample_tokens)) if task == "lm" else None,
-                    rates=training.layerwise(model, m.layer_decay) if m.layer_decay < 1 else None, checkpoint=checkpoint, until=until)
+                    rates=training.layerwise(model, m.layer_decay) if m.layer_decay < 1 else None, checkpoint=checkpoint, until=until,
+                    watch=watch)
 
 
 # ---- the pieces

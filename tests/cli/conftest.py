@@ -2,6 +2,7 @@
 import pytest
 
 from pyllm import kernels as K
+from tests.cli import small
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -10,3 +11,9 @@ def one_thread():
     K.set_num_threads(1)
     yield
     K.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def here(tmp_path_factory):
+    """A folder with models and data, see tests/cli/small.py."""
+    return small.make(tmp_path_factory.mktemp("small"))

@@ -1,5 +1,4 @@
 """pyllm sft as a person runs it: every kind of model, what is new is said, resume, errors before the first step."""
-import json
 import tomllib
 
 import numpy as np
@@ -7,48 +6,12 @@ import pytest
 
 import pyllm
 from pyllm.cli import main
-from pyllm.folders import build
 from pyllm.io import safetensors
-from pyllm.models import FAMILIES
-from pyllm.text import ByteLevelBPE, WordPiece
 from pyllm.training import newest, read_log
+from tests.cli.small import WORDS, write
 
-WORDS = ["red", "green", "blue", "cat", "dog", "cow"]
-SIZES = {"layers": 2, "heads": 2, "width": 16, "context": 48}
 SHORT = ["--batch", "4", "--lr", "1e-2", "--sample-tokens", "6"]
 TIMINGS = {"seconds", "tokens_per_second", "peak_memory_mb"}
-
-
-def write(path, records):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(r) + "\n" for r in records))
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def here(tmp_path_factory):
-    """Models of three architectures, data of three kinds."""
-    root, draw = tmp_path_factory.mktemp("sft"), np.random.default_rng(0)
-    pick = lambda n: " ".join(draw.choice(WORDS, n))
-    texts = [pick(5) for _ in range(40)]
-    bpe = ByteLevelBPE.train(texts, 300)
-    piece = WordPiece.train(texts, 60)
-    for family, architecture, tokenizer in (("gpt2", "GPT2LMHeadModel", bpe), ("bart", "BartForConditionalGeneration", bpe),
-                                            ("bert", "BertModel", piece)):
-        config = FAMILIES[family][0].from_sizes({"vocab_size": tokenizer.vocab_size, **SIZES}).to_dict()
-        if family == "bart":
-            config.update(decoder_start_token_id=0, forced_eos_token_id=None)
-        pyllm.save(build({**config, "architectures": [architecture]}, seed=0), tokenizer, root / family)
-    answers = [{"prompt": f"{text} ?", "completion": f" {text.split()[0]}"} for text in (pick(3) for _ in range(40))]
-    write(root / "answers.jsonl", answers)
-    kinds = {"colour": WORDS[:3], "animal": WORDS[3:]}
-    labelled = [{"text": " ".join(draw.choice(words, 4)), "label": kind} for _ in range(25) for kind, words in kinds.items()]
-    write(root / "labels/train.jsonl", labelled[:40])
-    write(root / "labels/valid.jsonl", labelled[40:])
-    spans = [(pick(2), pick(1), pick(1)) for _ in range(24)]
-    write(root / "spans.jsonl", [{"question": "which", "context": f"{before} {answer} {after}",
-                                  "answers": [{"text": answer, "answer_start": len(before) + 1}]} for before, answer, after in spans])
-    return root
 
 
 def sft(here, model, data, out, *more):
