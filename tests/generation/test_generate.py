@@ -159,6 +159,24 @@ def test_streaming_gives_the_same_text(seed, length):
             assert whole.finish_reason == "stop" and free.text.startswith(whole.text)
 
 
+@settings(max_examples=6)
+@given(st.integers(0, 10_000), st.sampled_from(["t5", "bart"]))
+def test_streaming_of_an_encoder_decoder(seed, name):
+    sizes = {"t5": dict(d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4),
+             "bart": dict(d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4, decoder_attention_heads=4,
+                          encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64, forced_bos_token_id=7)}
+    model = sharp(build({"model_type": name, "vocab_size": 300, **sizes[name]}, seed=0))
+    free = generate(model, BPE, "the cat", max_tokens=16, seed=seed)
+    if name == "bart":  # a forced first token is no text
+        assert free.ids[0] == 7 and free.text == "".join(map(BPE.stream().push, [id for id in free.ids[1:] if id != BPE.eos_id]))
+    middle = len(free.text) // 2
+    stops = [free.text[middle : middle + 2]] if free.text[middle:] else []
+    whole = generate(model, BPE, ["dog", "the cat"], max_tokens=16, seed=seed - 1, stop=stops)[1] if seed else free
+    pieces = list(stream(model, BPE, "the cat", max_tokens=16, seed=seed, stop=stops if seed else ()))
+    assert "".join(pieces) == whole.text and all(pieces) and free.text.startswith(whole.text)
+    assert not seed or not any(stop in whole.text for stop in stops)
+
+
 def test_streaming_never_gives_half_a_character():
     tokenizer = ByteLevelBPE.train([TEXT], 257)  # bytes alone: every character of 東京 takes three tokens
     model = sharp(GPT2(GPT2Config(vocab_size=257, n_positions=64, n_embd=16, n_layer=1, n_head=2)))
