@@ -40,46 +40,53 @@ def asked_and_said(example, kind):
     return asked, "\n".join([asked, *(flat(example[k]) for k in ("completion", "chosen", "rejected") if k in example)])
 
 
-def exact_duplicates(texts):
-    """-> [(i, first)] of the texts whose normalised form stood at `first` < i already."""
+def exact_duplicates(texts, base=None):
+    """-> [(i, first)] of the texts whose normalised form stood at `first` < i already. base: i counts from there, `first` up to there."""
     seen, found = {}, []
     for i, text in enumerate(texts):
-        first = seen.setdefault(hashlib.blake2b(normalise(text).encode("utf-8", "surrogatepass"), digest_size=16).digest(), i)
-        if first != i:
-            found.append((i, first))
+        digest = hashlib.blake2b(normalise(text).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        if digest in seen and (base is None or i >= base):
+            found.append((i, seen[digest]))
+        elif base is None or i < base:
+            seen.setdefault(digest, i)
     return found
 
 
-def near_duplicates(texts, threshold=0.8):
+def near_duplicates(texts, threshold=0.8, base=None):
     """-> [(i, other, share)], other < i: for each text the earlier one that is most like it, where their common shingles are at least
-    `threshold` of all that either has. Texts with fewer words than a shingle are compared as one."""
+    `threshold` of all that either has. Texts with fewer words than a shingle are compared as one. base: as of exact_duplicates."""
     if not 0 < threshold <= 1:
         raise ValueError(f"near_duplicates: threshold is {threshold}, expected a share above 0, at most 1")
-    shingles, words, best, buckets = [], {}, {}, {}
-    for i, first in exact_duplicates(texts):  # many copies of one text would all be candidates of each other
-        best[i] = (-1.0, first)
-    for text in texts:
-        ids = np.array([words.setdefault(w, len(words)) for w in normalise(text).split() or [""]], np.uint64)
-        n = max(len(ids) - SHINGLE + 1, 1)
-        mixed = np.zeros(n, np.uint64)
-        for k in range(min(SHINGLE, len(ids))):
-            mixed = _mix(mixed + ids[k:k + n] + np.uint64(1))
-        shingles.append(np.unique(mixed))
+    words, buckets = {}, {}
+    best = {i: (-1.0, first) for i, first in exact_duplicates(texts, base)}  # many copies would all be candidates of each other
+    shingles = [_shingles(text, words) for text in texts]
     for first in range(0, len(shingles), PIECE):
         for i, row in enumerate(_signatures(shingles[first:first + PIECE]), first):
             if i in best:
                 continue
-            candidates = set()
-            for band in range(BANDS):
-                others = buckets.setdefault((band, row[band * ROWS:(band + 1) * ROWS].tobytes()), [])
-                candidates.update(others)
-                others.append(i)
+            bands, candidates = [(k, row[k * ROWS:(k + 1) * ROWS].tobytes()) for k in range(BANDS)], set()
+            if base is None or i >= base:
+                for band in bands:
+                    candidates.update(buckets.get(band, ()))
+            if base is None or i < base:
+                for band in bands:
+                    buckets.setdefault(band, []).append(i)
             for other in candidates:
                 common = len(np.intersect1d(shingles[i], shingles[other], assume_unique=True))
                 share = common / (len(shingles[i]) + len(shingles[other]) - common)
                 if share >= threshold and (-share, other) < best.get(i, (0, 0)):
                     best[i] = (-share, other)
     return [(i, other, -share) for i, (share, other) in sorted(best.items())]
+
+
+def _shingles(text, words):
+    """The runs of SHINGLE words, each as 64 bits, once; words: {word: number}, which grows."""
+    ids = np.array([words.setdefault(w, len(words)) for w in normalise(text).split() or [""]], np.uint64)
+    n = max(len(ids) - SHINGLE + 1, 1)
+    mixed = np.zeros(n, np.uint64)
+    for k in range(min(SHINGLE, len(ids))):
+        mixed = _mix(mixed + ids[k:k + n] + np.uint64(1))
+    return np.unique(mixed)
 
 
 def _signatures(shingles):

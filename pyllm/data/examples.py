@@ -129,6 +129,9 @@ class Examples:
                         raise
                     self.skipped, self.first_skipped = self.skipped + 1, self.first_skipped or str(error)
                     continue
+                if self.kind not in (None, kind):  # a whole file of it is no bad line
+                    raise FormatError(f"{where}: an example of kind {kind}, the ones before are {self.kind}; expected one kind a data set. "
+                                      "Hint: name one file")
                 keys, self.kind, count = found, kind, count + 1
                 yield example
             if count == before:
@@ -137,9 +140,6 @@ class Examples:
 
     def _check(self, kind, example, ids):
         where = example["where"]
-        if self.kind not in (None, kind):
-            raise FormatError(f"{where}: an example of kind {kind}, the ones before are {self.kind}; expected one kind a data set. "
-                              "Hint: name one file")
         if "id" in example:
             known = ids.setdefault(hashlib.blake2b(repr(example["id"]).encode(), digest_size=8).digest(), where)
             if known != where:

@@ -40,6 +40,8 @@ def convert(record, keys, where):
     example = build(record, where)
     if isinstance(record.get("id"), (str, int)) and record["id"] != "":
         example["id"] = record["id"]
+    if isinstance(record.get("references"), list):
+        example["references"] = [text_of({"references": r}, "references", where) for r in record["references"]]
     return kind, {**example, "where": where}
 
 

@@ -274,7 +274,7 @@ def _row(tokenizer, ids, learned, max_length, truncation, example, drift=False, 
     ids, learned = np.array(ids, np.int32), np.array(learned, bool)
     own = max(n - max_length, 0) if max_length else 0
     if truncation == "keep_end" and max(over or 0, own) > 0:
-        begin = int(tokenizer.bos_id is not None and n > 0 and ids[0] == tokenizer.bos_id)
+        begin = int(ids[0] == tokenizer.bos_id and np.count_nonzero(ids == ids[0]) == 1)  # more of them begin turns, not the row
         answer = int(np.argmax(learned)) if learned.any() else n
         stop = begin + own if over is None else max(begin, min(begin + over, answer))
         ids, learned = (np.concatenate([a[:begin], a[stop:]]) for a in (ids, learned))
