@@ -12,6 +12,8 @@ VERBS = {  # name: one line; the module of that name in this folder does it
     "pretrain": "train a language model from scratch on text",
     "data": "look at a data set before a model does: count what is wrong, show what is learned; drop duplicates",
     "sft": "fine-tune a model on examples: answers, labels, spans",
+    "merge": "an adapter into its model's weights, checked",
+    "adapters": "list, combine and export adapters",
     "reward": "train a reward model on preferences",
     "dpo": "train a model on preferences directly: DPO and its relatives",
     "kto": "train a model on answers that are good or bad",

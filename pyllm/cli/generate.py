@@ -21,6 +21,7 @@ NUMBERS = {  # option -> (type, metavar, what it does); without it generation_co
 def add_arguments(parser):
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="a model folder, a run folder of pyllm, or a .gguf file")
+    add("--adapter", metavar="FOLDER", help="an adapter's folder, or a run folder that has one")
     add("--prompt", metavar="TEXT", help="what to continue; - or a pipe: standard input, without its last line end")
     add("--max-tokens", "--max_tokens", type=int, metavar="N", help="tokens at most (default: as generation_config.json says, else 100)")
     add("--temp", "--temperature", dest="temperature", type=float, metavar="T",
@@ -47,6 +48,10 @@ def run(args):
     from pyllm.progress import Progress
 
     model, tokenizer = load(model_folder(args.model))
+    if args.adapter:
+        from pyllm.cli.merge import adapted
+
+        model = adapted(model, args.adapter)
     if tokenizer is None:
         raise FormatError(f"{args.model}: the folder has no tokenizer file, such as tokenizer.json, which text needs")
     prompt = args.prompt

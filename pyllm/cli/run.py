@@ -2,7 +2,7 @@
 
     config.resolved.toml   every setting, also the defaults     checkpoints/      whole states, see pyllm.training.checkpoint
     metrics.jsonl          one line a step, one an evaluation   model/ loss.png   the best model so far; the curves
-    samples.jsonl          an answer at each evaluation
+    samples.jsonl          an answer at each evaluation         adapter/          instead of model/ where an adapter is what learned
 """
 import contextlib
 from dataclasses import asdict
@@ -22,21 +22,22 @@ def newest(verb, out, resume):
 
 
 def run(verb, out, t, *, steps, warmup, model, tokenizer, objective, batches, evaluate, sample=None, rates=None, checkpoint=None,
-        until=None, watch=None):
+        until=None, watch=None, base=""):
     """Trains a model up to `steps` -> exit code: 0, or 130 and 143 after Ctrl-C and SIGTERM, with all saved.
 
     t: a pyllm.cli.config.Steps. batches: endless, with state and load_state. evaluate: () -> (score, the lower the better; {name: value}
     for the log; words for the screen). sample: step -> {name: text} for samples.jsonl, or None. rates: see AdamW. checkpoint: to go on
     from. until: a step after which the run stops as if it had been interrupted. watch: (step, score) -> whether the run ends there.
+    base: where an adapter's model came from.
     """
-    from pyllm import folders, training
+    from pyllm import folders, peft, training
     from pyllm.cli.interrupt import Interrupt
     from pyllm.progress import Progress
 
     optimizer = training.AdamW(model, betas=(t.beta1, t.beta2), eps=t.eps, weight_decay=t.weight_decay, rates=rates)
     ema = training.EMA(model, t.ema) if t.ema else None
     stopping = training.EarlyStopping(t.patience)
-    start = 0
+    start, adapted = 0, bool(peft.adapters(model))
     if checkpoint:
         start, state = training.load_checkpoint(checkpoint, model, optimizer, ema)
         batches.load_state(state["data"])
@@ -64,7 +65,10 @@ def run(verb, out, t, *, steps, warmup, model, tokenizer, objective, batches, ev
                     given_up = watch is not None and watch(step, score)
                     better = stopping.best_step == step
                     if better:
-                        folders.save(model, tokenizer, out / "model")
+                        if adapted:
+                            peft.save(model, out / "adapter", base_model=base)
+                        else:
+                            folders.save(model, tokenizer, out / "model")
                     if sample and t.sample_tokens:
                         samples.write(step=step, **sample(step))
                 metrics.write(step=step, **found)
@@ -82,7 +86,9 @@ def run(verb, out, t, *, steps, warmup, model, tokenizer, objective, batches, ev
     chart(out)
     best = next(line for line in reversed(training.read_log(out / "metrics.jsonl"))
                 if line["step"] == stopping.best_step and "valid_loss" in line)
-    print(f"best       {described(best)} at step {stopping.best_step}\nmodel      {out / 'model'}", flush=True)
+    print(f"best       {described(best)} at step {stopping.best_step}", flush=True)
+    print(f"adapter    {out / 'adapter'}. Hint: pyllm merge --model {base} --adapter {out} --out FOLDER" if adapted else
+          f"model      {out / 'model'}", flush=True)
     return 0
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+from pyllm.cli.adapters import Peft, adapt
 from pyllm.cli.config import Steps, key
 
 METRICS = {"lm": ("loss",), "classify": ("loss", "accuracy"), "span": ("loss", "accuracy")}  # task: what a model may be best in
@@ -51,7 +52,7 @@ class Finetune(Steps):
                       choices=("auto", "loss", "accuracy"))
 
 
-SECTIONS = {"model": Model, "data": Data, "train": Finetune}
+SECTIONS = {"model": Model, "data": Data, "train": Finetune, "peft": Peft}
 
 
 def add_arguments(parser):
@@ -77,7 +78,7 @@ def run(args):
 
 def sft(config, out, resume=False, until=None, watch=None):
     """Runs a Config of SECTIONS in the folder `out` -> exit code; the rest as pyllm.cli.pretrain.pretrain."""
-    from pyllm import training
+    from pyllm import peft, training
     from pyllm.cli import run as runs
     from pyllm.errors import ConfigError
     from pyllm.io.files import write_toml
@@ -98,6 +99,7 @@ def sft(config, out, resume=False, until=None, watch=None):
     rows = render(config, model, tokenizer, examples, labels)
     out.mkdir(parents=True, exist_ok=True)
     write_toml(out / "config.resolved.toml", config.table())
+    adapt(model, config.peft, t.seed)
     if m.freeze:
         frozen = training.freeze(model, m.freeze)
         print(f"frozen     {len(frozen)} parameters, such as {frozen[0]}", flush=True)
@@ -118,8 +120,8 @@ def sft(config, out, resume=False, until=None, watch=None):
     return runs.run("sft", out, replace(t, eval_every=t.eval_every or an_epoch), steps=steps, warmup=int(t.warmup_ratio * steps),
                     model=model, tokenizer=tokenizer, objective=partial(objective, **smooth), batches=batches, evaluate=evaluate,
                     sample=(lambda step: answer(model, tokenizer, rows["valid"][0], t.sample_tokens)) if task == "lm" else None,
-                    rates=training.layerwise(model, m.layer_decay) if m.layer_decay < 1 else None, checkpoint=checkpoint, until=until,
-                    watch=watch)
+                    rates=training.layerwise(model, m.layer_decay) if m.layer_decay < 1 else peft.rates(model), base=m.path,
+                    checkpoint=checkpoint, until=until, watch=watch)
 
 
 # ---- the pieces

@@ -4,7 +4,7 @@
     peft.save(model, "folder")                        # a folder that PEFT opens too; peft.load(model, "folder")
     peft.merge(model, verify=batch)                   # into the weights; peft.unmerge(model) takes it out to the byte
 """
-from pyllm.peft.base import Adapter, Method, Report, activate, adapters, disabled, inject, names, rates, remove, report
+from pyllm.peft.base import Adapter, Method, Report, activate, adapters, disabled, inject, names, rates, remove, report, score_layers
 from pyllm.peft.bitfit import BitFit
 from pyllm.peft.bottleneck import Houlsby, Parallel, Pfeiffer
 from pyllm.peft.folder import load, save, tensors_of
@@ -20,4 +20,4 @@ METHODS = {method.NAME: method for method in (LoRA, IA3, LNTuning, BitFit, Houls
 
 __all__ = ["METHODS", "Adapter", "BitFit", "Houlsby", "IA3", "LNTuning", "LoRA", "MergeReport", "Method", "PTuning", "Parallel", "Pfeiffer",
            "PrefixTuning", "PromptTuning", "Report", "activate", "adapters", "disabled", "inject", "load", "merge",
-           "names", "rates", "remove", "report", "save", "tensors_of", "unmerge"]
+           "names", "rates", "remove", "report", "save", "score_layers", "tensors_of", "unmerge"]

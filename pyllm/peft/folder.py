@@ -10,7 +10,7 @@ from pyllm.errors import ConfigError, FormatError
 from pyllm.io.files import atomic_folder, read_json, write_json
 from pyllm.io.safetensors import read, to_float32, write
 from pyllm.models.base import CausalLM, Trunk
-from pyllm.models.heads import SequenceClassifier, SpanFinder, TokenClassifier
+from pyllm.models.heads import Head, SequenceClassifier, SpanFinder, TokenClassifier
 from pyllm.models.seq2seq import EncoderDecoder
 from pyllm.peft import base
 from pyllm.peft.own import Saved, saved_layers
@@ -48,6 +48,8 @@ def write_files(model, name, folder, base_model=""):
     """Writes what `save` writes into a folder that exists."""
     write_json(Path(folder, "adapter_config.json"), config_of(model, name, base_model))
     write(Path(folder, "adapter_model.safetensors"), tensors_of(model, name), {"format": "pt"})
+    if isinstance(model, Head):  # which head the adapter's own weights are of, and the names of its labels
+        write_json(Path(folder, "config.json"), {**model.config.to_dict(), "architectures": [model.architecture]})
 
 
 def config_of(model, name, base_model=""):

@@ -1,6 +1,7 @@
 """The state of a run on the disk: checkpoints that are whole or not there, and the log that belongs to them.
 
-    checkpoints/step-000500/   config.json model.safetensors tokenizer.json ...   as pyllm.save writes them
+    checkpoints/step-000500/   config.json model.safetensors tokenizer.json ...   as pyllm.save writes them; of a model with adapters
+                               adapter.safetensors                                alone: all that changes
                                optimizer.safetensors  ema.safetensors             where there are such
                                trainer_state.json     step, the caller's state, versions, sha256 of each file
     checkpoints/last, best     the name of a folder beside them
@@ -21,6 +22,7 @@ from pyllm.errors import FormatError
 from pyllm.folders import load_weights, write_files
 from pyllm.io.files import atomic_folder, parse_json, read_json, sweep, write_atomic, write_json
 from pyllm.io.safetensors import read, write
+from pyllm.peft import adapters
 
 FORMAT = "pyllm checkpoint 1"
 
@@ -38,7 +40,10 @@ def save_checkpoint(folder, step, model, tokenizer, optimizer, state, *, ema=Non
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:06d}"
     with atomic_folder(path) as temporary:
-        write_files(model, tokenizer, temporary)
+        if adapter := adapter_parameters(model):
+            write(temporary / "adapter.safetensors", {name: p.data for name, p in adapter.items()})
+        else:
+            write_files(model, tokenizer, temporary)
         write(temporary / "optimizer.safetensors", optimizer.state())
         if ema is not None:
             write(temporary / "ema.safetensors", ema.state())
@@ -61,14 +66,32 @@ def load_checkpoint(path, model, optimizer, ema=None):
     document = read_state(path)
     if ema is not None and "ema.safetensors" not in document["sha256"]:
         raise FormatError(f"{path}: has no ema.safetensors, and this run keeps an average of the weights")
-    load_weights(model, read(path / "model.safetensors"), str(path))
+    adapter = adapter_parameters(model)
+    if not adapter:
+        load_weights(model, read(path / "model.safetensors"), str(path))
     try:
+        if adapter:
+            _load_adapter(adapter, read(path / "adapter.safetensors"))
         optimizer.load_state(read(path / "optimizer.safetensors"))
         if ema is not None:
             ema.load_state(read(path / "ema.safetensors"))
     except ValueError as error:
         raise FormatError(f"{path}: {error}") from None
     return document["step"], document["state"]
+
+
+def adapter_parameters(model):
+    """-> {path: Tensor} of what the adapters in a model bring along, {} without any."""
+    own = {id(p) for adapter in adapters(model) for p in adapter.own().values()}
+    return {name: p for name, p in model.named_parameters() if id(p) in own}
+
+
+def _load_adapter(parameters, tensors):
+    wrong = sorted(parameters.keys() ^ tensors.keys()) or [n for n, p in parameters.items() if tensors[n].shape != p.shape]
+    if wrong:
+        raise ValueError(f"adapter.safetensors: {len(wrong)} tensors are missing, unexpected or of another shape: {', '.join(wrong[:5])}")
+    for name, p in parameters.items():
+        p.data[...] = tensors[name]
 
 
 def newest(folder):

@@ -1,0 +1,82 @@
+"""Adapters from the shell: training, resuming with the same bits, merging, generating, listing; what does not fit."""
+import numpy as np
+import pytest
+
+import pyllm
+from pyllm import peft
+from pyllm.cli import main
+from pyllm.cli.adapters import BASES, METHODS
+from pyllm.io import safetensors
+from pyllm.kernels.packed import FORMATS
+from pyllm.training import newest, read_log
+from tests.cli.test_sft import TIMINGS, here, sft  # noqa: F401 (a fixture)
+
+LORA = ("--peft", "lora", "--rank", "4", "--targets", "all-linear", "--options", "dropout=0.1")
+
+
+def test_every_method_has_its_word():
+    assert set(METHODS) == set(peft.METHODS) and set(BASES) == {"f32", *FORMATS}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_from_the_shell(here, tmp_path, method):  # noqa: F811
+    more = {"bitfit": ("--options", "add=true"), "prefix": ("--options", "tokens=3"), "prompt": ("--options", "tokens=3"),
+            "p_tuning": ("--options", "tokens=3")}.get(method, ())
+    assert sft(here, "gpt2", "answers.jsonl", tmp_path / "r", "--steps", "2", "--peft", method, *more) == 0
+    assert not (tmp_path / "r/model").exists()
+    model, _ = pyllm.load(here / "gpt2")
+    assert peft.load(model, tmp_path / "r/adapter") is model
+
+
+@pytest.mark.parametrize("more", [LORA, ("--peft", "prefix", "--options", "tokens=3,projection=true"),
+                                  (*LORA, "--base", "bf16", "--ema", "0.5")])
+def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(here, tmp_path, more):  # noqa: F811
+    from pyllm.cli import sft as verb
+    from pyllm.cli.config import read_toml, resolve
+
+    assert sft(here, "gpt2", "answers.jsonl", tmp_path / "whole", "--steps", "6", *more) == 0
+    table, places = read_toml(tmp_path / "whole/config.resolved.toml")
+    config = resolve((table, places), sections=verb.SECTIONS)
+    verb.sft(config, tmp_path / "parts", until=3)
+    checkpoint = newest(tmp_path / "parts/checkpoints")
+    assert not (checkpoint / "model.safetensors").exists() and (checkpoint / "adapter.safetensors").exists()
+    assert main(["sft", "--out", str(tmp_path / "parts"), "--resume"]) == 0
+    one, two = (safetensors.read(tmp_path / name / "adapter/adapter_model.safetensors") for name in ("whole", "parts"))
+    assert one.keys() == two.keys() and all(np.array_equal(one[n], two[n]) for n in one)
+    logs = [[{k: v for k, v in line.items() if k not in TIMINGS} for line in read_log(tmp_path / name / "metrics.jsonl")]
+            for name in ("whole", "parts")]
+    assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize("model, data", [("gpt2", "answers.jsonl"), ("bert", "labels"), ("bart", "answers.jsonl")])
+def test_merged_from_the_shell_it_is_the_adapted_model(here, tmp_path, capsys, model, data):  # noqa: F811
+    run, out = tmp_path / "r", tmp_path / "merged"
+    assert sft(here, model, data, run, "--epochs", "2", *LORA) == 0
+    assert f"pyllm merge --model {here / model}" in capsys.readouterr().out
+    assert main(["merge", "--model", str(here / model), "--adapter", str(run), "--out", str(out)]) == 0
+    assert "differ by at most" in capsys.readouterr().out
+    merged, _ = pyllm.load(out)
+    assert model != "bert" or merged.architecture == "BertForSequenceClassification" and merged.config.labels() == 2
+    if model == "gpt2":
+        texts = []
+        for more in (("--model", str(out)), ("--model", str(here / model), "--adapter", str(run))):
+            assert main(["generate", *more, "--prompt", "red cat dog ?", "--max-tokens", "4", "--temp", "0"]) == 0
+            texts.append(capsys.readouterr().out)
+        assert texts[0] == texts[1]
+
+
+def test_list_says_what_an_adapter_is(here, tmp_path, capsys):  # noqa: F811
+    sft(here, "gpt2", "answers.jsonl", tmp_path / "r", "--steps", "1", *LORA)
+    capsys.readouterr()
+    assert main(["adapters", "list", str(tmp_path / "r/adapter")]) == 0
+    out = capsys.readouterr().out
+    assert "LORA" in out and "r 4" in out and "c_attn" in out and str(here / "gpt2") in out
+
+
+@pytest.mark.parametrize("more, words", [
+    (("--peft", "lora", "--options", "drop=0.1"), "dropout"), (("--peft", "prefix", "--rank", "4"), "rank: not a setting of prefix"),
+    (("--peft", "lora", "--targets", "q_proj"), "attn.c_attn"), (("--peft", "lora", "--rank", "999"), "above the smaller side"),
+])
+def test_settings_that_do_not_fit_are_said_before_the_first_step(here, tmp_path, capsys, more, words):  # noqa: F811
+    assert sft(here, "gpt2", "answers.jsonl", tmp_path / "r", *more) == 3
+    assert words in capsys.readouterr().err
