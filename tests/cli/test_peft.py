@@ -9,7 +9,7 @@ from pyllm.cli.adapters import BASES, METHODS
 from pyllm.io import safetensors
 from pyllm.kernels.packed import FORMATS
 from pyllm.training import newest, read_log
-from tests.cli.test_sft import TIMINGS, here, sft  # noqa: F401 (a fixture)
+from tests.cli.test_sft import TIMINGS, sft
 
 LORA = ("--peft", "lora", "--rank", "4", "--targets", "all-linear", "--options", "dropout=0.1")
 
@@ -19,7 +19,7 @@ def test_every_method_has_its_word():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains_from_the_shell(here, tmp_path, method):  # noqa: F811
+def test_every_method_trains_from_the_shell(here, tmp_path, method):
     more = {"bitfit": ("--options", "add=true"), "prefix": ("--options", "tokens=3"), "prompt": ("--options", "tokens=3"),
             "p_tuning": ("--options", "tokens=3")}.get(method, ())
     assert sft(here, "gpt2", "answers.jsonl", tmp_path / "r", "--steps", "2", "--peft", method, *more) == 0
@@ -30,7 +30,7 @@ def test_every_method_trains_from_the_shell(here, tmp_path, method):  # noqa: F8
 
 @pytest.mark.parametrize("more", [LORA, ("--peft", "prefix", "--options", "tokens=3,projection=true"),
                                   (*LORA, "--base", "bf16", "--ema", "0.5")])
-def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(here, tmp_path, more):  # noqa: F811
+def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(here, tmp_path, more):
     from pyllm.cli import sft as verb
     from pyllm.cli.config import read_toml, resolve
 
@@ -49,7 +49,7 @@ def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(here, tmp_path, mo
 
 
 @pytest.mark.parametrize("model, data", [("gpt2", "answers.jsonl"), ("bert", "labels"), ("bart", "answers.jsonl")])
-def test_merged_from_the_shell_it_is_the_adapted_model(here, tmp_path, capsys, model, data):  # noqa: F811
+def test_merged_from_the_shell_it_is_the_adapted_model(here, tmp_path, capsys, model, data):
     run, out = tmp_path / "r", tmp_path / "merged"
     assert sft(here, model, data, run, "--epochs", "2", *LORA) == 0
     assert f"pyllm merge --model {here / model}" in capsys.readouterr().out
@@ -65,7 +65,7 @@ def test_merged_from_the_shell_it_is_the_adapted_model(here, tmp_path, capsys, m
         assert texts[0] == texts[1]
 
 
-def test_list_says_what_an_adapter_is(here, tmp_path, capsys):  # noqa: F811
+def test_list_says_what_an_adapter_is(here, tmp_path, capsys):
     sft(here, "gpt2", "answers.jsonl", tmp_path / "r", "--steps", "1", *LORA)
     capsys.readouterr()
     assert main(["adapters", "list", str(tmp_path / "r/adapter")]) == 0
@@ -77,6 +77,6 @@ def test_list_says_what_an_adapter_is(here, tmp_path, capsys):  # noqa: F811
     (("--peft", "lora", "--options", "drop=0.1"), "dropout"), (("--peft", "prefix", "--rank", "4"), "rank: not a setting of prefix"),
     (("--peft", "lora", "--targets", "q_proj"), "attn.c_attn"), (("--peft", "lora", "--rank", "999"), "above the smaller side"),
 ])
-def test_settings_that_do_not_fit_are_said_before_the_first_step(here, tmp_path, capsys, more, words):  # noqa: F811
+def test_settings_that_do_not_fit_are_said_before_the_first_step(here, tmp_path, capsys, more, words):
     assert sft(here, "gpt2", "answers.jsonl", tmp_path / "r", *more) == 3
     assert words in capsys.readouterr().err
