@@ -126,6 +126,14 @@ for n, c, v, temperature in ((4, 3, 7, 1.0), (1, 1, 1, 1.0), (6, 5, 33, 0.7), (0
 case("_linear_log_probs", "two-leading-axes-no-bias",
      lambda h, w: ops.linear_log_probs(h, w, None, np.array([[0, 3, -1], [2, 2, 1]], np.int32)), draw(2, 3, 4), draw(5, 4, seed=1))
 
+for n, v, temperature in ((1, 1, 1.0), (6, 7, 2.0)):
+    targets = (np.arange(n) % v).astype(np.int32)
+    targets[1::3] = -100
+    teacher = draw(n, 5, seed=3), draw(v, 5, seed=4), None
+    case("linear_kl", f"{n}-{v}-{temperature}",
+         lambda h, w, b, t=targets, o=temperature, given=teacher: ops.linear_kl(h, w, b, *given, t, temperature=o),
+         draw(n, 4), draw(v, 4, seed=1), draw(v, seed=2))
+
 # ---- attention -------------------------------------------------------------------------------------------------------
 
 SEGMENTS = np.array([[0, 1, 1, 1, 2], [1, 1, 2, 2, 0]], np.int32)

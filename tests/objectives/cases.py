@@ -38,7 +38,6 @@ class Case:
     options: dict = field(default_factory=dict)
 
 
-TEACHER = partial(model, "gpt2", seed=9)
 CASES = [
     Case("clm gpt2", "clm", partial(model, "gpt2"), options={"z_loss": 1e-3}),
     Case("clm llama", "clm", partial(model, "llama"), options={"label_smoothing": 0.1}),
@@ -49,6 +48,8 @@ CASES = [
          {"weights": [0.5, 1.0, 2.0], "label_smoothing": 0.1}),
     Case("classify llama", "classify", partial(model, "llama", "LlamaForSequenceClassification"), "label"),
     Case("classify_tokens", "classify_tokens", partial(model, "bert", "BertForTokenClassification"), options={"weights": [0.5, 1.0, 2.0]}),
+    Case("distill", "distill", partial(model, "gpt2"), options={"teacher": model("gpt2", seed=9), "temperature": 2.0, "hidden": 0.3}),
+    Case("distill t5", "distill", partial(model, "t5"), "decoder", {"teacher": model("t5", seed=9), "alpha": 0.7}),
     Case("span", "span", partial(model, "bert", "BertForQuestionAnswering"), "span"),
 ]
 

@@ -4,6 +4,7 @@ import pytest
 
 from pyllm import kernels as K
 from pyllm.data.batch import IGNORED, Batch
+from pyllm.folders import build
 from pyllm.objectives import ALIGNMENT, OBJECTIVES, class_weights
 from tests.objectives import cases
 from tests.objectives.cases import CASES, examples, model, packed, padded
@@ -128,6 +129,44 @@ def test_class_weights_are_one_on_average():
     assert abs(weights[labels].mean() - 1) < 1e-12 and weights[1] == 2
     with pytest.raises(ValueError, match=r"\[3, 1, 2, 0\] examples of the labels"):
         class_weights(labels, 4)
+
+
+def test_distillation_is_its_definition_and_the_teacher_stays_as_it_is():
+    case = next(c for c in CASES if c.name == "distill")
+    net, teacher, batch = case.model(), case.options["teacher"], padded(examples(case), case)
+    log_q, log_p = (log_softmax(m(batch.tokens, batch.segments).data.astype(float) / 2) for m in (net, teacher))
+    counts = batch.targets != IGNORED
+    kl = (np.exp(log_p) * (log_p - log_q)).sum(-1)[counts].sum()
+    ce = OBJECTIVES["clm"](net, batch).total.item()
+    hidden, given = (m.hidden(batch.tokens, batch.segments).data.astype(float) for m in (net, teacher))
+    cosine = (hidden * given).sum(-1) / np.linalg.norm(hidden, axis=-1) / np.linalg.norm(given, axis=-1)
+    expected = 0.25 * 4 * kl + 0.75 * ce + 0.5 * (1 - cosine)[counts].sum()
+    loss = OBJECTIVES["distill"](net, batch, teacher=teacher, alpha=0.25, hidden=0.5)
+    np.testing.assert_allclose([loss.total.item(), loss.metrics["kl"], loss.metrics["ce"]], [expected, kl, ce], rtol=1e-5)
+    loss.total.backward()
+    assert all(p.grad is None for p in teacher.parameters())
+    assert abs(OBJECTIVES["distill"](net, batch, teacher=net, alpha=1.0).total.item()) < 1e-5  # of itself a model has nothing to learn
+
+
+def test_distillation_in_chunks_is_the_same(monkeypatch):
+    case = next(c for c in CASES if c.name == "distill")
+    rows = examples(case, lengths=(30, 30, 30, 30))
+    whole = gradient(case, [padded(rows, case)])
+    monkeypatch.setattr("pyllm.autograd.ops.loss.LOGITS", 1)  # 64 rows at a time, of 80
+    same(case, [padded(rows, case)], whole)
+
+
+def test_a_teacher_that_does_not_fit_is_named():
+    case = next(c for c in CASES if c.name == "distill")
+    batch, other = padded(examples(case), case), model("llama")
+    with pytest.raises(ValueError, match="alpha=2"):
+        OBJECTIVES["distill"](case.model(), batch, teacher=other, alpha=2)
+    wide = build({"model_type": "gpt2", "vocab_size": 23, "n_embd": 12, "n_head": 2, "n_layer": 1, "n_positions": 40}, seed=0)
+    with pytest.raises(ValueError, match="8 channels, the teacher's have 12"):
+        OBJECTIVES["distill"](case.model(), batch, teacher=wide, hidden=1.0)
+    longer = build({"model_type": "gpt2", "vocab_size": 24, "n_embd": 8, "n_head": 2, "n_layer": 1, "n_positions": 40}, seed=0)
+    with pytest.raises(ValueError, match="a vocabulary of 23 tokens, the teacher's has 24"):
+        OBJECTIVES["distill"](case.model(), batch, teacher=longer)
 
 
 @pytest.mark.parametrize("objective, batch, text", [

@@ -114,3 +114,38 @@ def linear_log_probs_entropy(x, w, b, targets, temperature=1.0):
     """As linear_log_probs -> log p(target):(...) and the entropy of the whole distribution:(...), nats, 0 where the target is negative."""
     both = _linear_log_probs(x, w, b, targets, temperature=temperature, entropy=True)
     return both[0], both[1]
+
+
+@op
+def linear_kl(x, w, b, x_teacher, w_teacher, b_teacher, targets, *, temperature=1.0):
+    """Two language-model heads and how far apart they are     x:(..., C) w:(V, C) b:(V,) or None, the same of a teacher -> ()
+
+    The sum over targets:(...) >= 0 of KL(teacher || student) in float64, nats, both softmax(logits / temperature). Hinton et al. 2015.
+    Never holds (B * T, V); the student's gradients are made in the same sweep, the teacher gets none.
+    """
+    if w.shape[0] != w_teacher.shape[0]:
+        raise ValueError(f"linear_kl: a vocabulary of {w.shape[0]} tokens, the teacher's has {w_teacher.shape[0]}; expected the same")
+    need, half, t = needs()[:3], reduced(), x.dtype.type(temperature)
+    rows, total = np.flatnonzero(targets.reshape(-1) >= 0), 0.0
+    flat, flat_teacher = x.reshape(-1, x.shape[-1]), x_teacher.reshape(-1, x_teacher.shape[-1])
+    dx, dw, db = (np.zeros_like(a) if n else None for a, n in zip((flat, w, b), need))
+    for begin in range(0, len(rows), step := max(64, LOGITS // max(w.shape[0], 1))):
+        part = rows[begin : begin + step]
+        log_q = K.log_softmax(K.linear(flat[part], w, bias=b, reduced=half) / t)
+        log_p = K.log_softmax(K.linear(flat_teacher[part], w_teacher, bias=b_teacher, reduced=half) / t)
+        p = np.exp(log_p)
+        total += np.einsum("nv,nv->", p, log_p - log_q, dtype=np.float64)
+        if any(need):
+            dz = (np.exp(log_q) - p) / t
+        if need[0]:
+            dx[part] = K.linear_vjp(dz, w, reduced=half)
+        if need[1]:
+            K.matmul(dz, flat[part], ta=True, out=dw, accumulate=True, reduced=half)
+        if need[2]:
+            db += K.column_sum(dz)
+
+    def vjp(dy, need):
+        grads = [None if g is None else _scaled(g, dy) for g in (dx, dw, db)]
+        return None if dx is None else grads[0].reshape(x.shape), *grads[1:], None, None, None, None
+
+    return np.asarray(total), vjp
