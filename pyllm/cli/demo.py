@@ -6,8 +6,10 @@ import math
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from pyllm.cli import demo_align
 
 CONFIG = {
     "model": {"family": "gpt2", "layers": 4, "heads": 4, "width": 128, "context": 128},
@@ -29,6 +31,7 @@ class Demo:
 
     folder: Path
     steps: int
+    shared: dict = field(default_factory=dict)
 
     run = property(lambda self: self.folder / "run")
     corpus = property(lambda self: self.folder / "corpus.jsonl")
@@ -126,7 +129,7 @@ def finetuning(demo):
     print(f"     {asked[0]['prompt']!r} -> {texts[0]!r}")
 
 
-STAGES = [corpus, pretraining, resuming, generation, finetuning]
+STAGES = [corpus, pretraining, resuming, generation, finetuning, *demo_align.STAGES]
 
 
 def _pretrain(demo, resume=False, until=None):

@@ -19,6 +19,9 @@ def test_demo(tmp_path, capsys):
     assert "stopped at step 4" in out and "resumed" in out and "step-000004, step 4" in out and "'The ' -> " in out
     lines = read_log(tmp_path / "d/run/metrics.jsonl")
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 9))
+    for words in ("it ranks", "iteration 1    reward", "KL 0.00 nats", "answers that break the principle", "after  "):
+        assert words in out
+    assert (tmp_path / "d/aligned/model.safetensors").is_file()
     valid = [line["valid_loss"] for line in lines if "valid_loss" in line]
     assert re.search(r"right answers before: 0 % of \d+\n.*right answers after: \d+ %", out) and (tmp_path / "d/answers/model").is_dir()
     assert valid[-1] < valid[0] < math.log(1024) + 0.2
