@@ -11,6 +11,7 @@ from pyllm.gguf import file_type, read_config, restore, write_config, write_tens
 from pyllm.io import gguf
 from pyllm.io.files import atomic_folder, read_json, write_json
 from pyllm.io.ggml import KINDS, Blocks, float32, kind_of
+from pyllm.io.hub import fetch, is_name
 from pyllm.io.safetensors import read_shards, to_bf16, to_f16, write_shards
 from pyllm.kernels.packed import FORMATS, Packed
 from pyllm.models import FAMILIES, HEADS
@@ -57,8 +58,8 @@ def _compose(family, config, name):
 
 
 def load(path, packed=False):
-    """path: a Hugging Face model folder, a run folder, whose model/ is then opened, or a GGUF file -> (model, tokenizer or None where there
-    is none).
+    """path: a Hugging Face model folder, a run folder, whose model/ is then opened, a GGUF file, or where none of these exists the name of a
+    model on the Hub, ORGANISATION/MODEL or ORGANISATION/MODEL/FILE.gguf (extra `hub`) -> (model, tokenizer or None where there is none).
 
     Every tensor of the model must be in the files exactly once and every tensor of the files must have a place; all mismatches come in
     one FormatError. float32 weights are mapped: they are read when they are first used, and a write copies the page it falls on. packed:
@@ -88,6 +89,8 @@ def read_files(path):
     path = Path(path)
     if path.is_file():
         return _read_gguf(path)
+    if not path.is_dir() and is_name(path):
+        return read_files(fetch(path))
     if not path.is_dir():
         raise FileNotFoundError(f"load: {path}: no such folder or file; expected a folder with config.json and model.safetensors, or "
                                 "a GGUF file")
@@ -217,6 +220,8 @@ def load_weights(model, tensors, where="the checkpoint", packed=False, names=Non
             report[name], p.data = "transposed", _filled(float32(tensor).T)
         elif adopt and kind_of(tensor) == "F32" and not isinstance(tensor, Blocks):
             report[name], p.data = "mapped", tensor
+        elif isinstance(tensor, Blocks):
+            p.data = tensor.float32(K.empty(p.shape))
         else:
             p.data = _filled(float32(tensor))
     return [(name, kind_of(tensor), tuple(tensor.shape), report[name]) for name, tensor in tensors.items()]

@@ -119,10 +119,15 @@ def _draft(args):
 
 
 def model_folder(path):
-    """-> the model at `path`: itself (a folder or a GGUF file), or a run folder's best model, or else its newest checkpoint."""
+    """-> the model at `path`: itself (a folder or a GGUF file), or a run folder's best model, or else its newest checkpoint; where nothing
+    of that name exists, the Hub's model."""
+    from pyllm.io.hub import fetch, is_name
+
     folder = Path(path)
     if folder.is_file():
         return folder
+    if not folder.exists() and is_name(path):
+        return fetch(path)
     for found in (folder, folder / "model"):
         if (found / "config.json").is_file():
             return found

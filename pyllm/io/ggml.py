@@ -26,10 +26,10 @@ class Blocks:
     size = property(lambda self: math.prod(self.shape))
     nbytes = property(lambda self: self.data.nbytes)
 
-    def float32(self):
-        """-> float32 of `shape`."""
+    def float32(self, out=None):
+        """-> float32 of `shape`, in `out` where one is given."""
         weights, size, values = KINDS[self.kind]
-        out = np.empty(self.shape, np.float32)
+        out = np.empty(self.shape, np.float32) if out is None else out
         at, flat = 0, out.reshape(-1, weights)
         with np.errstate(over="ignore", invalid="ignore"):  # an infinite scale stays what it is
             for part in _parts(self.data, CHUNK // weights * size):
