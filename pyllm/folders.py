@@ -58,8 +58,8 @@ def _compose(family, config, name):
 
 
 def load(path, packed=False):
-    """path: a Hugging Face model folder, a run folder, whose model/ is then opened, a GGUF file, or where none of these exists the name of a
-    model on the Hub, ORGANISATION/MODEL or ORGANISATION/MODEL/FILE.gguf (extra `hub`) -> (model, tokenizer or None where there is none).
+    """path: a Hugging Face model folder, a run folder, whose model/ is then opened, a GGUF file, or where nothing of that name exists
+    a model of the Hub, ORGANISATION/MODEL or ORGANISATION/MODEL/FILE.gguf (extra `hub`) -> (model, tokenizer or None where there is none).
 
     Every tensor of the model must be in the files exactly once and every tensor of the files must have a place; all mismatches come in
     one FormatError. float32 weights are mapped: they are read when they are first used, and a write copies the page it falls on. packed:

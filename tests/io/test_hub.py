@@ -30,7 +30,8 @@ def hub(tmp_path, monkeypatch):
         asked.append((name, file))
         return str(tmp_path / "cache" / file)
 
-    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download, hf_hub_download=hf_hub_download))
+    library = SimpleNamespace(snapshot_download=snapshot_download, hf_hub_download=hf_hub_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", library)
     monkeypatch.chdir(tmp_path)
     return asked
 
@@ -62,6 +63,7 @@ def test_what_cannot_be_fetched_is_said(hub, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name, right", [("a/b", True), ("Qwen/Qwen3-0.6B", True), ("a/b/c.gguf", True), ("a", False), ("./a/b", False),
-                                         ("/a/b", False), ("../b", False), ("a/b/c", False), ("a/../b", False), ("a b/c", False), ("", False)])
+                                         ("/a/b", False), ("../b", False), ("a/b/c", False), ("a/../b", False), ("a b/c", False),
+                                         ("", False)])
 def test_names(name, right):
     assert is_name(name) is right
