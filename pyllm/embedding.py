@@ -5,21 +5,24 @@ import numpy as np
 
 from pyllm.autograd import no_grad
 from pyllm.errors import ConfigError
-from pyllm.models.base import Headed
+from pyllm.models.base import trunk_of
+from pyllm.models.seq2seq import Pair
 
 POOLINGS = ("mean", "cls", "last")
 TOKENS = 4096  # of a batch, padding included
 
 
 def embed(model, tokenizer, texts, *, pooling=None, normalize=True, limit=None, done=None):
-    """texts: a list of str, or of rows of ids with tokenizer None -> (N, C) float32, a vector a text; hidden states pooled.
+    """texts: a list of str, or of rows of ids with tokenizer None -> (N, C) float32, a vector a text; hidden states pooled, an
+    encoder-decoder's of its encoder.
 
     pooling: mean over the tokens, the first one (cls) or the last one; None: what the model's folder says, or else mean. normalize: vectors
     of length 1. limit: tokens of a text that are read; None: what the folder says, or else the context; of a longer one, which a warning
     counts, the beginning and its last token, which ends it. The tokenizer's own truncation is not asked. done: called with the number of
     texts after each batch. A text's vector does not depend on the others. ValueError: no texts, or a text without tokens.
     """
-    trunk = model.trunk if isinstance(model, Headed) else model
+    trunk = trunk_of(model)
+    states = trunk.encode if isinstance(trunk, Pair) else trunk
     pooling = pooling or model.config.extra.get("pooling", "mean")
     context = model.config.size("context")
     if limit is None:
@@ -47,7 +50,7 @@ def embed(model, tokenizer, texts, *, pooling=None, normalize=True, limit=None, 
         for row, i in enumerate(part):
             tokens[row, : len(rows[i])], segments[row, : len(rows[i])] = rows[i], 1
         with no_grad():
-            vectors[part] = pool(trunk(tokens, segments).data, segments, pooling)
+            vectors[part] = pool(states(tokens, segments).data[:, -length:], segments, pooling)
         if done is not None:
             done(len(part))
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12) if normalize else vectors

@@ -45,13 +45,15 @@ def _configured(values):
 def _compose(family, config, name):
     """-> the model of the architecture `name` (None: the language model), with zeros."""
     base, trunk = config.base_architecture, family.TRUNK
-    heads = {base.removesuffix("Model") + suffix: head for suffix, head in HEADS.items() if trunk and head.KIND in trunk.HEADS}
+    heads = {base.removesuffix("Model") + suffix: head for suffix, head in HEADS.items() if head.KIND in trunk.HEADS}
     if name in (None, config.architecture, *family.ALSO):
         return family(config)
-    if name == base and trunk:
+    if name == base:
         return trunk.alone(config)
+    if name in family.OTHERS:
+        return family.OTHERS[name](config)
     if name not in heads:
-        known = (config.architecture, *family.ALSO, *([base] if trunk else []), *heads)
+        known = (config.architecture, *family.ALSO, base, *family.OTHERS, *heads)
         raise ConfigError(f"config: architectures={name!r}; expected for {config.model_type} one of {', '.join(known)}."
                           f"{suggest(name, known)}")
     return heads[name](family, config)

@@ -12,15 +12,20 @@ BERT = dict(model_type="bert", vocab_size=300, hidden_size=12, intermediate_size
             max_position_embeddings=16, initializer_range=0.3, architectures=["BertModel"])
 LLAMA = dict(model_type="llama", vocab_size=300, hidden_size=12, intermediate_size=20, num_hidden_layers=2, num_attention_heads=3,
              max_position_embeddings=16, initializer_range=0.3)
+T5 = dict(model_type="t5", vocab_size=300, d_model=12, d_kv=4, d_ff=20, num_layers=2, num_heads=3, initializer_factor=0.7, n_positions=16)
+ENCODER = {**T5, "architectures": ["T5EncoderModel"]}
+GPT2 = dict(model_type="gpt2", vocab_size=300, n_embd=12, n_layer=2, n_head=3, n_positions=16, initializer_range=0.3)
 ROWS = [np.random.default_rng(n).integers(0, 300, n).tolist() for n in (5, 1, 9, 16, 3)]
 
 
-@pytest.fixture(params=[BERT, LLAMA], ids=["bert", "llama"])
+@pytest.fixture(params=[BERT, LLAMA, GPT2, T5, ENCODER], ids=["bert", "llama", "gpt2", "t5", "t5-encoder"])
 def model(request):
     return build(request.param, seed=1)
 
 
 def hidden(model, row):
+    if model.config.model_type == "t5":
+        return (model.encode if model.architecture == "T5ForConditionalGeneration" else model)(np.array([row])).data[0]
     trunk = model if model.config.model_type == "bert" else model.trunk
     return trunk(np.array([row])).data[0]
 

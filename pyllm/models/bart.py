@@ -5,8 +5,8 @@ import numpy as np
 
 from pyllm.autograd import Rng, Tensor, ops
 from pyllm.errors import ConfigError
-from pyllm.models.base import Config, Count
-from pyllm.models.seq2seq import EncoderDecoder
+from pyllm.models.base import Config, Count, Headed
+from pyllm.models.seq2seq import EncoderDecoder, PairTrunk
 from pyllm.nn import ACTIVATIONS, Embedding, LayerNorm, Linear, Module, attend, positions, split, through, virtual
 
 OFFSET = 2  # the first two rows of a position table are never read
@@ -58,6 +58,7 @@ class BartConfig(Config):
                                   f"{getattr(self, f'{side}_attention_heads')}")
         self.check_activation("activation_function")
 
+    eos = property(lambda self: self.extra.get("eos_token_id", 2))
     starts = property(lambda self: [] if self.decoder_start_token_id is None else [self.decoder_start_token_id])
 
 
@@ -117,22 +118,41 @@ class Side(Module):
         return through(self.layers, x, *memory, checkpointing=checkpointing, rng=rng, segments=segments, cache=cache, **options)
 
 
-class Body(Module):
-    def __init__(self, c):
+class Body(PairTrunk):
+    """tokens:(B, T) -> (B, T, C), see PairTrunk."""
+
+    PREFIX = "model."
+
+    def __init__(self, c, checkpointing=False):
+        self.config, self.checkpointing = c, checkpointing
         self.shared = Embedding(c.vocab_size, c.d_model, c.init_std)
         self.encoder = Side(c, c.encoder_layers, c.encoder_attention_heads, c.encoder_ffn_dim, False)
         self.decoder = Side(c, c.decoder_layers, c.decoder_attention_heads, c.decoder_ffn_dim, True)
+
+    def embedding(self):
+        return self.shared
+
+    def sides(self):
+        return self.encoder, self.decoder
+
+    def encode(self, tokens, segments=None, rng: Rng | None = None):
+        tokens, segments = self.check(tokens, segments)
+        return self.encoder(self.shared(tokens, rng), tokens, segments=segments, checkpointing=self.checkpointing,
+                            rng=rng and rng.fold("encoder"))
+
+    def decode(self, tokens, memory, **options):
+        return self.decoder(self.shared(tokens, options["rng"]), tokens, memory, checkpointing=self.checkpointing, **options)
 
 
 class Bart(EncoderDecoder):
     """tokens:(B, S), decoder_tokens:(B, T) -> logits (B, T, V)."""
 
-    PREFIX, ALSO, OPTIONAL = "model.", ("BartModel",), ("final_logits_bias",)  # files without a head have none
-    ALIASES = {"model.encoder.embed_tokens.weight": "model.shared.weight", "model.decoder.embed_tokens.weight": "model.shared.weight"}
+    PREFIX, ALSO, TRUNK, OPTIONAL = "model.", ("BartModel",), Body, ("final_logits_bias",)  # files without a head have none
+    trunk = property(lambda self: self.model)
+    checkpointing = Headed.checkpointing
 
     def __init__(self, config, checkpointing=False):
-        self.config, self.checkpointing = config, checkpointing
-        self.model = Body(config)
+        self.config, self.model = config, Body(config, checkpointing)
         self.lm_head = None if config.tie_word_embeddings else Linear(config.d_model, config.vocab_size, False, config.init_std)
         self.final_logits_bias = Tensor(np.zeros((1, config.vocab_size), np.float32))  # not trained
 
@@ -146,9 +166,7 @@ class Bart(EncoderDecoder):
         return self.final_logits_bias.reshape(self.config.vocab_size)
 
     def encode(self, tokens, segments=None, rng: Rng | None = None):
-        tokens, segments = self.check(tokens, segments)
-        return self.model.encoder(self.model.shared(tokens, rng), tokens, segments=segments, checkpointing=self.checkpointing,
-                                  rng=rng and rng.fold("encoder"))
+        return self.model.encode(tokens, segments, rng)
 
     def decode(self, tokens, memory, **options):
-        return self.model.decoder(self.model.shared(tokens, options["rng"]), tokens, memory, checkpointing=self.checkpointing, **options)
+        return self.model.decode(tokens, memory, **options)

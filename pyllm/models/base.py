@@ -145,7 +145,7 @@ class Trunk(Module):
 
     PREFIX, CAUSAL, TRANSPOSED, IGNORED, RENAMED, OPTIONAL, HEAD = "", True, (), (), (), (), None
     generation = None
-    HEADS = {"sequence": "score", "token": "score", "span": "qa_outputs"}
+    HEADS = {"sequence": "score", "token": "score", "span": "qa_outputs", "value": "score"}
     architecture = property(lambda self: self.config.base_architecture)
 
     @classmethod
@@ -153,7 +153,7 @@ class Trunk(Module):
         """-> the model that base_architecture is."""
         return cls(config)
 
-    for_sequences = alone  # what a classifier of sequences is built on
+    for_sequences = for_tokens = alone  # what a classifier of sequences, or of tokens, is built on
 
     def aliases(self):
         """-> {name a checkpoint may hold: the parameter it is a copy of}."""
@@ -162,6 +162,10 @@ class Trunk(Module):
     def check(self, tokens, segments=None, cache=None):
         """See check_tokens."""
         return check_tokens(type(self).__name__, tokens, self.config.vocab_size, segments, cache)
+
+    def begins(self):
+        """-> the module in which a prompt stands."""
+        return self
 
     def standing(self, tokens, segments, cache, prefixes, limit):
         """-> at:(B, T) the tokens' positions behind the prefixes of the layers, and how many positions those take.
@@ -173,9 +177,17 @@ class Trunk(Module):
         used = ahead + virtual.size(self.prompt) if cache is None else 0
         return positions(tokens, segments, cache, limit - used) + np.int32(ahead), ahead
 
-    def pooled(self, hidden, segments):
-        """hidden:(B, T, C) -> (B, C): what a classifier reads, the last token."""
+    def pooled(self, hidden, tokens, segments):
+        """hidden:(B, T, C) -> (B, C): what a classifier of sequences reads, the last token."""
         return edge_token(hidden, segments)
+
+    def sequence_layer(self, labels):
+        """-> the layer of a classifier of sequences."""
+        return Linear(self.config.size("width"), labels, not self.CAUSAL, self.config.init_std)
+
+    def scores(self, layer, pooled, rng):
+        """pooled:(B, C) -> (B, labels), by what sequence_layer gives; dropout before it where the family has it there."""
+        return layer(pooled if self.CAUSAL else ops.dropout(pooled, self.config.head_dropout, rng and rng.fold("head")))
 
 
 class Headed(Module):
@@ -212,13 +224,19 @@ class Headed(Module):
         return {self.PREFIX + alias: self.PREFIX + name for alias, name in self.trunk.aliases().items()}
 
 
+def trunk_of(model):
+    """-> what stands below the model's head, or the model itself where that is no part of its own."""
+    return model.trunk if isinstance(model, Headed) else model
+
+
 class LanguageModel(Headed):
     """Hidden states -> logits Tensor (B, T, V): the embedding's own matrix, or `lm_head` where the configuration does not tie them.
 
-    A family's subclass names its trunk. ALSO: further architectures of config.json that are this model.
+    A family's subclass names its trunk. ALSO: further architectures of config.json that are this model. OTHERS: {architecture: class} of
+    models without a head beside the trunk.
     """
 
-    TRUNK, ALSO, HEAD = Trunk, (), "lm_head"
+    TRUNK, ALSO, HEAD, OTHERS = Trunk, (), "lm_head", {}
     architecture = property(lambda self: self.config.architecture)
 
     def __init__(self, config, checkpointing=False, head="lm_head"):

@@ -126,7 +126,7 @@ class Bert(Trunk):
     PREFIX, CAUSAL = "bert.", False
     IGNORED = (r"embeddings\.position_ids$",)
     RENAMED = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
-    HEADS = {"sequence": "classifier", "token": "classifier", "span": "qa_outputs"}
+    HEADS = {"sequence": "classifier", "token": "classifier", "span": "qa_outputs", "value": "classifier"}
 
     def __init__(self, c, checkpointing=False, pooler=False):
         self.config, self.checkpointing = c, checkpointing
@@ -160,7 +160,7 @@ class Bert(Trunk):
                              f"0..{self.config.type_vocab_size - 1}")
         return np.ascontiguousarray(types, np.int32)
 
-    def pooled(self, hidden, segments):
+    def pooled(self, hidden, tokens, segments):
         """hidden:(B, T, C) -> (B, C): tanh of a layer over the first token, which classifiers read."""
         return ops.tanh(self.pooler.dense(edge_token(hidden, segments, first=True)))
 

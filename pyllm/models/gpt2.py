@@ -109,7 +109,7 @@ class Body(Trunk):
     """tokens:(B, T) -> (B, T, C)."""
 
     PREFIX = "transformer."  # absent in the files of the first release
-    HEADS = {"sequence": "score", "token": "classifier", "span": "qa_outputs"}
+    HEADS = {"sequence": "score", "token": "classifier", "span": "qa_outputs", "value": "classifier"}
     TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")  # (in, out) in the checkpoint
     IGNORED = (r"h\.\d+\.attn\.(masked_)?bias$",)  # buffers of old checkpoints
 

@@ -9,11 +9,11 @@ class Head(Headed):
 
     KIND, SUFFIX = "", ""
 
-    def __init__(self, trunk, outputs, bias=True):
+    def __init__(self, trunk, layer):
         super().__init__(trunk)
-        setattr(self, trunk.HEADS[self.KIND], Linear(trunk.config.size("width"), outputs, bias, trunk.config.init_std))
+        setattr(self, trunk.HEADS[self.KIND], layer)
 
-    architecture = property(lambda self: self.trunk.architecture.removesuffix("Model") + self.SUFFIX)
+    architecture = property(lambda self: self.config.base_architecture.removesuffix("Model") + self.SUFFIX)
 
     @property
     def score_layer(self):
@@ -26,19 +26,20 @@ class Head(Headed):
 
 
 class SequenceClassifier(Head):
-    """tokens:(B, T) -> logits (B, labels), from each row's last token, or what the family pools. With one label: a reward model."""
+    """tokens:(B, T) -> logits (B, labels), from each row's last token, or what the family pools. With one label: a reward model.
+
+    Over an encoder-decoder, here and below: the decoder's states over the same tokens, see seq2seq.PairTrunk.
+    """
 
     KIND, SUFFIX = "sequence", "ForSequenceClassification"
 
     def __init__(self, family, config):
-        super().__init__(family.TRUNK.for_sequences(config), config.labels(), bias=not family.TRUNK.CAUSAL)
+        trunk = family.TRUNK.for_sequences(config)
+        super().__init__(trunk, trunk.sequence_layer(config.labels()))
 
     def __call__(self, tokens, segments=None, rng=None, **options):
         hidden = self.trunk(tokens, segments, rng=rng, **options)
-        pooled = self.trunk.pooled(hidden, segments)
-        if not self.trunk.CAUSAL:
-            pooled = ops.dropout(pooled, self.config.head_dropout, rng and rng.fold("head"))
-        return self.score_layer(pooled)
+        return self.trunk.scores(self.score_layer, self.trunk.pooled(hidden, tokens, segments), rng)
 
 
 class TokenClassifier(Head):
@@ -47,7 +48,7 @@ class TokenClassifier(Head):
     KIND, SUFFIX = "token", "ForTokenClassification"
 
     def __init__(self, family, config):
-        super().__init__(family.TRUNK(config), config.labels())
+        super().__init__(family.TRUNK.for_tokens(config), _linear(config, config.labels()))
 
     def __call__(self, tokens, segments=None, rng=None, **options):
         return self.score_layer(self.hidden(tokens, segments, rng, **options))
@@ -59,7 +60,7 @@ class SpanFinder(Head):
     KIND, SUFFIX = "span", "ForQuestionAnswering"
 
     def __init__(self, family, config):
-        super().__init__(family.TRUNK(config), 2)
+        super().__init__(family.TRUNK(config), _linear(config, 2))
 
     def __call__(self, tokens, segments=None, rng=None, **options):
         return self.score_layer(self.trunk(tokens, segments, rng=rng, **options))
@@ -68,14 +69,18 @@ class SpanFinder(Head):
 class ValueModel(TokenClassifier):
     """tokens:(B, T) -> (B, T): the return expected at each token."""
 
-    SUFFIX = "ForValue"  # no library's name: checkpoints of ours alone
+    KIND, SUFFIX = "value", "ForValue"  # no library's name: checkpoints of ours alone
 
     def __init__(self, family, config):
-        Head.__init__(self, family.TRUNK(config), 1)
+        Head.__init__(self, family.TRUNK(config), _linear(config, 1))
 
     def __call__(self, tokens, segments=None, rng=None, **options):
         values = super().__call__(tokens, segments, rng, **options)
         return values.reshape(*values.shape[:2])
+
+
+def _linear(config, outputs):
+    return Linear(config.size("width"), outputs, True, config.init_std)
 
 
 HEADS = {head.SUFFIX: head for head in (SequenceClassifier, TokenClassifier, SpanFinder, ValueModel)}

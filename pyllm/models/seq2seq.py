@@ -2,8 +2,8 @@
 import numpy as np
 
 from pyllm.autograd import Tensor, ops
-from pyllm.models.base import check_tokens
-from pyllm.nn import Module, virtual
+from pyllm.models.base import Trunk, check_tokens
+from pyllm.nn import Linear, Module, virtual
 
 
 class Memory:
@@ -25,19 +25,16 @@ class Memory:
         return part
 
 
-class EncoderDecoder(Module):
-    """tokens:(B, S), decoder_tokens:(B, T) -> logits Tensor (B, T, V) of the decoder.
-
-    A family defines `embedding`, `sides`, `encode` and `decode`. ALIASES: see `aliases`; the others: see Trunk.
-    """
-
-    PREFIX, TRANSPOSED, IGNORED, RENAMED, OPTIONAL, ALIASES, ALSO, TRUNK, HEAD = "", (), (), (), (), {}, (), None, "lm_head"
-    generation = None
-    architecture = property(lambda self: self.config.architecture)
+class Pair(Module):
+    """Abstract: the encoder and the decoder of a family, which defines `embedding`, `sides`, `encode` and `decode`."""
 
     def sides(self):
         """-> the modules of encoder and decoder."""
         raise NotImplementedError
+
+    def begins(self):
+        """See Trunk."""
+        return self.sides()[0]
 
     def encode(self, tokens, segments=None, rng=None):
         """tokens:(B, S) -> Tensor (B, S, C): what the decoder looks at, a prompt's columns first."""
@@ -50,8 +47,8 @@ class EncoderDecoder(Module):
         """
         raise NotImplementedError
 
-    def hidden(self, tokens, decoder_tokens, segments=None, decoder_segments=None, *, rng=None):
-        """-> Tensor (B, T, C): what the head reads.
+    def both(self, tokens, decoder_tokens, segments=None, decoder_segments=None, *, rng=None):
+        """-> Tensor (B, T, C): the decoder's last states.
 
         segments:(B, S) of the encoder, 0 = padding, k = k-th document; decoder_segments:(B, T) the same of the decoder: document k looks
         at document k. Without them a row of the decoder looks at all of its row that is not padding.
@@ -71,6 +68,87 @@ class EncoderDecoder(Module):
         return self.decode(decoder_tokens, memory, segments=decoder_segments, cross=cross, cache=None, kept=None,
                            rng=rng and rng.fold("decoder"))
 
+    def check(self, tokens, segments=None):
+        """See check_tokens."""
+        return check_tokens(type(self).__name__, tokens, self.config.vocab_size, segments)
+
+    def check_decoder(self, tokens, segments, cache=None):
+        return check_tokens(f"{type(self).__name__} decoder", tokens, self.config.vocab_size, segments, cache)
+
+
+class ClassificationHead(Module):
+    """x:(B, C) -> (B, labels): out_proj(dropout(tanh(dense(dropout(x)))))."""
+
+    def __init__(self, c, labels):
+        self.dense, self.out_proj = (Linear(c.d_model, outputs, True, c.init_std) for outputs in (c.d_model, labels))
+        self.p = c.head_dropout
+
+    def __call__(self, x, rng=None):
+        x = ops.tanh(self.dense(ops.dropout(x, self.p, rng and rng.fold("head"))))
+        return self.out_proj(ops.dropout(x, self.p, rng and rng.fold("out")))
+
+
+class PairTrunk(Pair, Trunk):
+    """tokens:(B, T) -> (B, T, C): the decoder's states over the same tokens moved right by one, so that each has read all before it twice.
+
+    This is what the library of these checkpoints classifies from. decoder_tokens:(B, T'): other tokens of the decoder; -> (B, T', C).
+    """
+
+    HEADS = {"sequence": "classification_head", "span": "qa_outputs", "value": "value"}
+
+    def __call__(self, tokens, segments=None, decoder_tokens=None, decoder_segments=None, *, rng=None):
+        if decoder_tokens is None:
+            tokens, segments = self.check(tokens, segments)
+            decoder_tokens, decoder_segments = shifted(tokens, segments, self.config.starts), segments
+        return self.both(tokens, decoder_tokens, segments, decoder_segments, rng=rng)
+
+    def pooled(self, hidden, tokens, segments):
+        """hidden:(B, T, C) -> (B, C) where each row's last EOS stands."""
+        tokens, eos = np.asarray(tokens), self.config.eos
+        found = (tokens == eos) & (np.ones_like(tokens) if segments is None else np.asarray(segments) > 0)
+        if hidden.shape[:2] != tokens.shape or not found.any(1).all():
+            raise ValueError(f"{type(self).__name__}: a classifier of sequences reads each row's last EOS (id {eos}); row "
+                             f"{int(found.any(1).argmin())} has none. Hint: the tokenizer puts one behind every text")
+        return hidden[np.arange(len(tokens)), tokens.shape[1] - 1 - found[:, ::-1].argmax(1)]
+
+    def sequence_layer(self, labels):
+        return ClassificationHead(self.config, labels)
+
+    def scores(self, layer, pooled, rng):
+        return layer(pooled, rng)
+
+    def aliases(self):
+        return SHARED
+
+
+SHARED = {"encoder.embed_tokens.weight": "shared.weight", "decoder.embed_tokens.weight": "shared.weight"}
+
+
+def shifted(tokens, segments, starts):
+    """tokens:(B, T) -> (B, T): each document moved right by one, behind the first of `starts`."""
+    if not starts:
+        raise ValueError("decoder_tokens is None and the configuration has no decoder_start_token_id; expected one of them")
+    moved, first = np.roll(tokens, 1, axis=1), np.zeros(tokens.shape, bool)
+    first[:, 0] = True
+    if segments is not None:
+        first[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return np.where(first, starts[0], moved).astype(np.int32)
+
+
+class EncoderDecoder(Pair):
+    """tokens:(B, S), decoder_tokens:(B, T) -> logits Tensor (B, T, V) of the decoder.
+
+    TRUNK: the family's PairTrunk; PREFIX and the others: see Trunk and LanguageModel. OTHERS: {architecture: the class of that name alone}.
+    """
+
+    PREFIX, TRANSPOSED, IGNORED, RENAMED, OPTIONAL, ALSO, TRUNK, HEAD, OTHERS = "", (), (), (), (), (), PairTrunk, "lm_head", {}
+    generation = None
+    architecture = property(lambda self: self.config.architecture)
+
+    def hidden(self, tokens, decoder_tokens, segments=None, decoder_segments=None, *, rng=None):
+        """-> Tensor (B, T, C): what the head reads; see `both`."""
+        return self.both(tokens, decoder_tokens, segments, decoder_segments, rng=rng)
+
     def __call__(self, tokens, decoder_tokens, segments=None, decoder_segments=None, *, rng=None):
         hidden = self.hidden(tokens, decoder_tokens, segments, decoder_segments, rng=rng)
         return ops.linear(hidden, self.head_weight(), self.head_bias())
@@ -89,9 +167,6 @@ class EncoderDecoder(Module):
         cross = np.ones_like(tokens), memory.segments
         return self.decode(tokens, memory.hidden, segments=None, cross=cross, cache=cache, kept=memory.keys, rng=None)
 
-    def check_decoder(self, tokens, segments, cache=None):
-        return check_tokens(f"{type(self).__name__} decoder", tokens, self.config.vocab_size, segments, cache)
-
     def head_weight(self):
         """-> Tensor (V, C); the embedding's own where tied."""
         return self.embedding().weight if self.lm_head is None else self.lm_head.weight
@@ -100,14 +175,10 @@ class EncoderDecoder(Module):
         """-> Tensor (V,), or None."""
         return None
 
-    def check(self, tokens, segments=None):
-        """See check_tokens."""
-        return check_tokens(type(self).__name__, tokens, self.config.vocab_size, segments)
-
     def aliases(self):
         """-> {name a checkpoint may hold: the parameter it is a copy of}."""
-        shared = next(iter(self.ALIASES.values()))
-        return self.ALIASES if self.lm_head is not None else {**self.ALIASES, "lm_head.weight": shared}
+        copies = {self.PREFIX + alias: self.PREFIX + name for alias, name in SHARED.items()}
+        return copies if self.lm_head is not None else {**copies, "lm_head.weight": f"{self.PREFIX}shared.weight"}
 
 
 class Continuation:

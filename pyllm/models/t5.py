@@ -5,8 +5,8 @@ import numpy as np
 
 from pyllm.autograd import Rng, ops
 from pyllm.errors import ConfigError
-from pyllm.models.base import Config, Count
-from pyllm.models.seq2seq import EncoderDecoder
+from pyllm.models.base import Config, Count, Trunk
+from pyllm.models.seq2seq import EncoderDecoder, PairTrunk
 from pyllm.nn import Embedding, Linear, Module, RelativeBias, RMSNorm, attend, split, through, virtual
 
 KINDS = {"relu": ("relu", False), "gated-gelu": ("gelu_tanh", True), "gated-silu": ("silu", True), "gelu": ("gelu", False),
@@ -51,6 +51,8 @@ class T5Config(Config):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.decoder_start_token_id is None:  # written out: the library of these checkpoints asks for it
+            object.__setattr__(self, "decoder_start_token_id", self.pad_token_id or 0)
         if self.feed_forward_proj not in KINDS:
             raise ConfigError(f"t5 config: feed_forward_proj={self.feed_forward_proj!r}; expected one of {', '.join(KINDS)}")
         if self.relative_attention_num_buckets % 4 or self.relative_attention_max_distance <= self.relative_attention_num_buckets // 2:
@@ -64,7 +66,8 @@ class T5Config(Config):
     decoder_layers = property(lambda self: self.num_decoder_layers or self.num_layers)
     init_std = property(lambda self: self.initializer_factor)
     scaled = property(lambda self: self.tie_word_embeddings if self.scale_decoder_outputs is None else self.scale_decoder_outputs)
-    starts = property(lambda self: [self.pad_token_id or 0 if self.decoder_start_token_id is None else self.decoder_start_token_id])
+    eos = property(lambda self: self.extra.get("eos_token_id", 1))
+    starts = property(lambda self: [self.decoder_start_token_id])
 
 
 class Attention(Module):
@@ -177,18 +180,21 @@ class Stack(Module):
         return ops.dropout(self.final_layer_norm(x), self.p, rng and rng.fold("out"))
 
 
-class T5(EncoderDecoder):
-    """tokens:(B, S), decoder_tokens:(B, T) -> logits (B, T, V)."""
+class Body(PairTrunk):
+    """tokens:(B, T) -> (B, T, C), see PairTrunk."""
 
-    ALIASES = {"encoder.embed_tokens.weight": "shared.weight", "decoder.embed_tokens.weight": "shared.weight"}
-    IGNORED = (r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$",)  # in old files; never read
+    PREFIX = "transformer."
+    HEADS = {**PairTrunk.HEADS, "token": "classifier"}
+    IGNORED = (r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$",)  # in old files; never read
 
-    def __init__(self, config, checkpointing=False):
-        c = config
+    def __init__(self, c, checkpointing=False):
         self.config, self.checkpointing = c, checkpointing
         self.shared = Embedding(c.vocab_size, c.d_model, c.initializer_factor)
         self.encoder, self.decoder = Stack(c, c.num_layers, False), Stack(c, c.decoder_layers, True)
-        self.lm_head = None if c.tie_word_embeddings else Linear(c.d_model, c.vocab_size, False, c.initializer_factor)
+
+    @classmethod
+    def for_tokens(cls, config):
+        return Encoder(config)
 
     def embedding(self):
         return self.shared
@@ -197,9 +203,52 @@ class T5(EncoderDecoder):
         return self.encoder, self.decoder
 
     def encode(self, tokens, segments=None, rng: Rng | None = None):
-        tokens, segments = self.check(tokens, segments)
-        return self.encoder(self.shared(tokens, rng), checkpointing=self.checkpointing, rng=rng and rng.fold("encoder"), segments=segments)
+        return _encoded(self, tokens, segments, rng)
 
     def decode(self, tokens, memory, **options):
-        x = self.decoder(self.shared(tokens, options["rng"]), memory, checkpointing=self.checkpointing, **options)
+        return self.decoder(self.shared(tokens, options["rng"]), memory, checkpointing=self.checkpointing, **options)
+
+
+class Encoder(Trunk):
+    """tokens:(B, T) -> (B, T, C), by the encoder alone."""
+
+    PREFIX, CAUSAL, HEADS = "transformer.", False, Body.HEADS
+    IGNORED = (r"^decoder\.", r"^lm_head\.weight$")  # of files of the whole model
+    architecture = "T5EncoderModel"
+
+    def __init__(self, c, checkpointing=False):
+        self.config, self.checkpointing = c, checkpointing
+        self.shared, self.encoder = Embedding(c.vocab_size, c.d_model, c.initializer_factor), Stack(c, c.num_layers, False)
+
+    def embedding(self):
+        return self.shared
+
+    def begins(self):
+        return self.encoder
+
+    def __call__(self, tokens, segments=None, rng: Rng | None = None):
+        tokens, segments = self.check(tokens, segments)
+        hidden = _encoded(self, tokens, segments, rng)
+        return hidden if hidden.shape[1] == tokens.shape[1] else hidden[:, hidden.shape[1] - tokens.shape[1] :]  # a prompt stands first
+
+    def aliases(self):
+        return {"encoder.embed_tokens.weight": "shared.weight"}
+
+
+def _encoded(model, tokens, segments, rng):
+    tokens, segments = model.check(tokens, segments)
+    return model.encoder(model.shared(tokens, rng), checkpointing=model.checkpointing, rng=rng and rng.fold("encoder"), segments=segments)
+
+
+class T5(EncoderDecoder, Body):
+    """tokens:(B, S), decoder_tokens:(B, T) -> logits (B, T, V)."""
+
+    PREFIX, TRUNK, IGNORED, OTHERS = "", Body, Body.IGNORED, {"T5EncoderModel": Encoder}
+
+    def __init__(self, config, checkpointing=False):
+        Body.__init__(self, config, checkpointing)
+        self.lm_head = None if config.tie_word_embeddings else Linear(config.d_model, config.vocab_size, False, config.initializer_factor)
+
+    def decode(self, tokens, memory, **options):
+        x = Body.decode(self, tokens, memory, **options)
         return x * self.config.d_model**-0.5 if self.config.scaled else x

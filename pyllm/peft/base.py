@@ -202,8 +202,9 @@ def condensed(sites, model, kinds):
 
 
 def score_layers(model):
-    """-> [path] of a classifier's new layer, [] in other models."""
-    return [path for path, m in model.children() if isinstance(model, Head) and m is model.score_layer]
+    """-> [path] of a classifier's new layer, or of the two that it is made of, [] in other models."""
+    new = [(path, m) for path, m in model.children() if isinstance(model, Head) and m is model.score_layer]
+    return [place for path, m in new for place in ([path] if isinstance(m, Layer) else [f"{path}.{name}" for name, _ in m.children()])]
 
 
 def _tied(model):

@@ -6,7 +6,8 @@ import numpy as np
 
 from pyllm.autograd import Tensor, no_grad, ops
 from pyllm.errors import ConfigError, FormatError
-from pyllm.models.seq2seq import EncoderDecoder
+from pyllm.models.base import trunk_of
+from pyllm.models.seq2seq import Pair
 from pyllm.nn import virtual
 from pyllm.peft.base import Adapter, Method
 from pyllm.peft.folder import PREFIX, unknown_keys
@@ -53,7 +54,7 @@ class PrefixTuning(Method):
         return placed
 
     def to_peft(self, model, placed):
-        first, both = placed[0], isinstance(model, EncoderDecoder)
+        first, both = placed[0], isinstance(trunk_of(model), Pair)
         foreign = {"peft_type": "PYLLM_PREFIX"} if both else {}  # PEFT has fewer prefixes than layers there, see from_files
         return {"num_virtual_tokens": self.tokens, "token_dim": first.heads * first.head_size, "num_attention_heads": first.heads,
                 "num_transformer_submodules": 2 if both else 1, "num_layers": sum(a.place == first.place for a in placed),
@@ -98,9 +99,10 @@ class PrefixTuning(Method):
 def attentions(model):
     """-> [(place, or None outside of encoder-decoders, path of the prefix, attention)] in the order of the layers."""
     found = [(f"{path}.prefix", m) for path, m in model.named_modules() if "prefix" in vars(m)]
-    if not isinstance(model, EncoderDecoder):
+    body = trunk_of(model)
+    if not isinstance(body, Pair):
         return [(None, site, m) for site, m in found]
-    reading = {id(m) for _, m in model.sides()[0].named_modules()}
+    reading = {id(m) for _, m in body.sides()[0].named_modules()}
     return [("encoder" if id(m) in reading else "cross" if re.search(r"EncDec|encoder_attn", site) else "decoder", site, m)
             for site, m in found]
 

@@ -5,8 +5,7 @@ import numpy as np
 
 from pyllm.autograd import Tensor, no_grad, ops
 from pyllm.errors import ConfigError, FormatError
-from pyllm.models.base import Headed
-from pyllm.models.seq2seq import EncoderDecoder
+from pyllm.models.base import trunk_of
 from pyllm.nn import virtual
 from pyllm.peft.base import Adapter, Method
 from pyllm.peft.folder import PREFIX, unknown_keys
@@ -14,7 +13,7 @@ from pyllm.peft.folder import PREFIX, unknown_keys
 
 def home(model):
     """-> the module that has the prompt, and its path: a trunk, or the encoder of an encoder-decoder."""
-    module = model.sides()[0] if isinstance(model, EncoderDecoder) else model.trunk if isinstance(model, Headed) else model
+    module = trunk_of(model).begins()
     return module, next(path for path, m in model.named_modules() if m is module)
 
 
@@ -73,7 +72,7 @@ class PromptTuning(Prompts):
             raise ConfigError(f"PromptTuning: init={self.init!r}; expected random, sample_vocab, or a tuple of token ids")
 
     def vectors(self, model, rng):
-        draw, weight = rng.generator(), (model if isinstance(model, EncoderDecoder) else home(model)[0]).embedding().weight
+        draw, weight = rng.generator(), trunk_of(model).embedding().weight
         if self.init == "random":
             return draw.standard_normal((self.tokens, model.config.size("width")), np.float32), None
         ids = draw.integers(0, model.config.vocab_size, self.tokens) if self.init == "sample_vocab" else np.resize(self.init, self.tokens)

@@ -163,3 +163,15 @@ def test_a_cache_that_holds_a_text_is_not_opened_anew():
 def test_a_batch_of_labels_reads_behind_the_prompt():
     model, batch = adapted("bert-classifier", "prompt"), batch_of("bert-classifier")
     assert logits(model, Batch(batch.tokens, batch.targets, np.ones_like(batch.tokens))).shape == (2, 3)
+
+
+@pytest.mark.parametrize("end", ["ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForValue"])
+@pytest.mark.parametrize("method", [peft.PromptTuning(tokens=3), peft.PrefixTuning(tokens=3)], ids=["prompt", "prefix"])
+def test_virtual_tokens_reach_the_heads_of_encoder_decoders(end, method):
+    from pyllm.folders import build
+
+    t5 = dict(model_type="t5", vocab_size=31, d_model=12, d_kv=4, d_ff=20, num_layers=2, num_heads=3, initializer_factor=0.7)
+    tokens = np.array([[5, 6, 7, 1]], np.int32)
+    plain = build({**t5, "architectures": [f"T5{end}"]}, seed=0)(tokens).data
+    got = peft.inject(build({**t5, "architectures": [f"T5{end}"]}, seed=0), method)(tokens).data
+    assert got.shape == plain.shape and not np.allclose(got, plain)
