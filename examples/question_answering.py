@@ -13,6 +13,7 @@ import common
 import pyllm
 from pyllm import data, training
 from pyllm.evaluate import exact_match, token_f1
+from pyllm.evaluate.tasks import Options, evaluate
 from pyllm.models.bert import Bert, BertConfig
 from pyllm.objectives import span
 from pyllm.text import WordPiece
@@ -36,7 +37,7 @@ def questions(path):
 def example(passage, question, answers):
     """-> an example of the kind "question": the answers that stand in the passage, none for one that does not."""
     places = [(a, passage.index(a)) for a in answers if a != NONE and a in passage]
-    return {"question": question, "context": passage, "answers": places, "references": answers, "where": question}
+    return {"question": question, "context": passage, "answers": places, "references": [a for a, _ in places], "where": question}
 
 
 args = common.arguments(__doc__, model="a folder with a pretrained encoder (default: a small one from scratch)", steps="default 300")
@@ -54,7 +55,7 @@ else:
                       ).initialize(args.seed)
 model, new, _ = training.transfer(base, "span", seed=args.seed)
 length = min(384, model.config.size("context"))
-rows = [[data.render(e, "question", tokenizer, architecture="encoder", max_length=length) for e in part] for part in (train, valid, test)]
+rows = [[data.render(e, "question", tokenizer, architecture="encoder", max_length=length) for e in part] for part in (train, valid)]
 print(f"{len(train)} questions to learn from, {len(valid)} for validation, {len(test)} for the test; new: {', '.join(new)}")
 
 common.fit(model, span, data.row_batches(rows[0], batch=16, seed=args.seed), data.row_batches(rows[1], batch=16, shuffle=False), args,
@@ -63,22 +64,8 @@ common.fit(model, span, data.row_batches(rows[0], batch=16, seed=args.seed), dat
 if args.out:
     pyllm.save(model, tokenizer, args.out)
 
-
-def answer(example, row):
-    """-> the likeliest span of the passage, or NONE where the first token, which stands for that, is likelier."""
-    _, types, places = tokenizer.encode_pair(example["question"], example["context"])
-    batch = data.collate([row])
-    with pyllm.no_grad():
-        begin, end = model(batch.tokens, batch.segments, types=batch.extra["types"]).data[0].T
-    inside = np.array(types[: len(begin)]) == 1
-    inside[-1] = False  # [SEP]
-    tokens = np.arange(len(begin)) - np.arange(len(begin))[:, None]  # from the first of a span to its last
-    scores = np.where(np.outer(inside, inside) & (tokens >= 0) & (tokens < 30), begin[:, None] + end, -np.inf)
-    first, last = np.unravel_index(scores.argmax(), scores.shape)
-    return example["context"][places[first][0] : places[last][1]] if scores.max() > begin[0] + end[0] else NONE
-
-
-answers, right = [answer(e, row) for e, row in zip(test, rows[2])], [e["references"] for e in test]
-print(f"{test[0]['question']} {answers[0]!r}, right is {right[0]}")
-for name, given in (("always none", [NONE] * len(test)), ("the model", answers)):
+scores, records = evaluate("qa", model, tokenizer, test, Options(length=length))
+print(f"{test[0]['question']} {records[0]['prediction']!r}, right is {records[0]['references']}")
+for name, given in (("always no answer", [""] * len(test)), ("the model", [record["prediction"] for record in records])):
+    right = [record["references"] for record in records]
     print(f"{name}: exact match {exact_match(given, right)}, F1 {token_f1(given, right)}")

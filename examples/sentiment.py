@@ -3,13 +3,11 @@
     python examples/sentiment.py sst2 --model MiniLM       # with train.tsv, dev.tsv, test.tsv; a folder with BERT, MiniLM ...
     python examples/sentiment.py sst2                      # from scratch
 """
-import numpy as np
-
 import common
 
 import pyllm
 from pyllm import data, training
-from pyllm.evaluate import accuracy
+from pyllm.evaluate.tasks import Options, evaluate
 from pyllm.models.bert import Bert, BertConfig
 from pyllm.objectives import classify
 from pyllm.text import WordPiece
@@ -28,16 +26,13 @@ names = data.label_names(data.read_examples(args.data, "train"))
 model, new, _ = training.transfer(base, "classify", labels=names, seed=args.seed)
 print(f"{model.num_parameters():,} parameters; new: {', '.join(new)}")
 options = dict(architecture="encoder", max_length=128, labels=names)
-train, valid, test = (common.rows(args.data, split, tokenizer, **options) for split in ("train", "valid", "test"))
+train, valid = (common.rows(args.data, split, tokenizer, **options) for split in ("train", "valid"))
 
 common.fit(model, classify, data.row_batches(train, batch=32, seed=args.seed), data.row_batches(valid, batch=64, shuffle=False), args,
            steps=steps, lr=lr, every=every, by=lambda found: -found.metrics["accuracy"], ema=0.99, betas=(0.9, 0.999))
 if args.out:
     pyllm.save(model, tokenizer, args.out)
 
-chosen = []
-for i in range(0, len(test), 64):
-    batch = data.collate(test[i : i + 64])
-    with pyllm.no_grad():
-        chosen += model(batch.tokens, batch.segments).data.argmax(1).tolist()
-print(f"accuracy on the test split: {accuracy(np.array(chosen), np.array([row.label for row in test]))}")
+scores, _ = evaluate("classify", model, tokenizer, data.read_examples(args.data, "test"), Options(batch=64))
+for name in ("accuracy", "matthews", "ece"):
+    print(f"{name} {scores[name]} on the test split")

@@ -8,7 +8,7 @@ import common
 
 import pyllm
 from pyllm import data
-from pyllm.evaluate import rouge
+from pyllm.evaluate.tasks import Options, evaluate
 from pyllm.models import Llama, LlamaConfig
 from pyllm.objectives import clm
 from pyllm.text import ByteLevelBPE
@@ -26,19 +26,14 @@ else:
                   ).initialize(args.seed)
 options = dict(prompt_format="{prompt}\n\nSummary: ", max_length=min(512, model.config.size("context")), truncation="keep_end")
 rows = common.rows(learned, None, tokenizer, **options)
-test = list(data.read_examples(unseen))[:asked]
+written = Options(batch=10, max_tokens=80, stop=("\n",), prompt_format=options["prompt_format"], length=options["max_length"])
 
 
 def score(when):
-    """The model's summaries of the test's dialogues against all references of each."""
-    prompts = [data.render({**example, "completion": ""}, "completion", tokenizer, **options).tokens.tolist() for example in test]
-    answers = []
-    for i in range(0, len(prompts), 10):
-        answers += [found.text.strip() for found in pyllm.generate(model, tokenizer, prompts[i : i + 10], max_tokens=80, temperature=0,
-                                                                   stop="\n")]
-    found = rouge(answers, [example["references"] for example in test])
-    print(f"{when}: " + ", ".join(f"{name} {value}" for name, value in found.items()) + f", of {len(test)} dialogues", flush=True)
-    return answers
+    """The model's summaries of the test's dialogues, against all references of each -> the first of them and a reference."""
+    scores, records = evaluate("summarise", model, tokenizer, data.read_examples(unseen), written, limit=asked)
+    print(f"{when}: " + ", ".join(f"{name} {value}" for name, value in scores.items()) + f", of {asked} dialogues", flush=True)
+    return records[0]["prediction"], records[0]["references"][0]
 
 
 score("before")
@@ -48,4 +43,5 @@ common.fit(model, clm, data.row_batches(rows[held:], tokens=2048, seed=args.seed
            every=max(1, steps // 4), ema=0.9)
 if args.out:
     pyllm.save(model, tokenizer, args.out)
-print(f"{test[0]['references'][0]!r} is in the model's words: {score('after')[0]!r}")
+answer, reference = score("after")
+print(f"{reference!r} is in the model's words: {answer!r}")

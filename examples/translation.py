@@ -3,13 +3,12 @@
     python examples/translation.py multi30k      # with train.en, train.de, val.*, test_2016_flickr.*, each also as .gz
 """
 from functools import partial
-from pathlib import Path
 
 import common
 
 import pyllm
 from pyllm import data
-from pyllm.evaluate import bleu, chrf
+from pyllm.evaluate.tasks import Options, evaluate
 from pyllm.models import Bart, BartConfig
 from pyllm.objectives import seq2seq
 from pyllm.text import ByteLevelBPE
@@ -38,12 +37,9 @@ common.fit(model, seq2seq, data.row_batches(train, start=end, tokens=4096, seed=
 if args.out:
     pyllm.save(model, tokenizer, args.out)
 
-test = list(data.read_examples(args.data, "test", columns=languages))[: 8 if args.quick else None]
-sources = [[*tokenizer.encode(pair["prompt"]), end] for pair in test]
-answers = []
-for i in range(0, len(sources), 50):
-    answers += [found.text for found in pyllm.generate(model, tokenizer, sources[i : i + 50], max_tokens=100, num_beams=4, temperature=0)]
-print(f"{test[0]['prompt']!r} -> {answers[0]!r}")
-for metric in (bleu, chrf):
-    score = metric(answers, [pair["completion"] for pair in test])
-    print(f"{score.name} {score.value:.1f} ({score.low:.1f} to {score.high:.1f}) on {Path(args.data).name}'s test: {score.signature}")
+test = data.read_examples(args.data, "test", columns=languages)
+scores, records = evaluate("translate", model, tokenizer, test, Options(batch=50, max_tokens=100, num_beams=5),
+                           limit=8 if args.quick else None)
+print(f"{next(iter(test))['prompt']!r} -> {records[0]['prediction']!r}")
+for name, score in scores.items():
+    print(f"{name} {score} on the test split: {score.signature}")

@@ -68,7 +68,7 @@ def constitution(folder):
 
 
 CASES = {text_generation: r"validation: [\d.]+ nats a character", translation: r"BLEU [\d.]+ .*nrefs:1", summarisation: r"rouge1 [\d.]+ \(",
-         question_answering: r"the model: exact match [\d.]+ .*F1", sentiment: r"accuracy on the test split: [\d.]+ \(",
+         question_answering: r"the model: exact match [\d.]+ .*F1", sentiment: r"accuracy [\d.]+ \(.* on the test",
          rlhf_sentiment: r"\| ppo \| 1 \| [\d.]+ ", constitution: r"\| aligned \| [\d.]+ "}
 ADAPTED = {constitution: "out/adapter/adapter_model.safetensors", rlhf_sentiment: "out/model/model.safetensors"}
 
