@@ -10,7 +10,12 @@ from pathlib import Path
 from pyllm.cli.adapters import Peft, adapt
 from pyllm.cli.config import Steps, key
 
-METRICS = {"lm": ("loss",), "classify": ("loss", "accuracy"), "span": ("loss", "accuracy")}  # task: what a model may be best in
+METRICS = {  # task: {what a model may be best in: the task of pyllm.evaluate whose score it is, or None for what the objective gives}
+    "lm": {"loss": None, "exact_match": "generate", "token_f1": "generate", "rouge1": "summarise", "rougeL": "summarise",
+           "bleu": "translate", "chrf": "translate"},
+    "classify": {"loss": None, "accuracy": None, "f1_macro": "classify", "matthews": "classify"},
+    "span": {"loss": None, "accuracy": None, "exact_match": "qa", "token_f1": "qa"},
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ class Finetune(Steps):
     weight_decay: float = key(0.01, "AdamW's decay of matrices, times the learning rate", 0.0)
     eval_every: int = key(0, "steps between evaluations; 0 = an epoch", 0)
     metric: str = key("auto", "what the best model is best in, on the validation data; auto: accuracy of a classifier, else loss",
-                      choices=("auto", "loss", "accuracy"))
+                      choices=("auto", *dict.fromkeys(name for names in METRICS.values() for name in names)))
+    answer_tokens: int = key(64, "tokens of an answer at most, where the metric is of answers", 1)
 
 
 SECTIONS = {"model": Model, "data": Data, "train": Finetune, "peft": Peft}
@@ -81,6 +87,8 @@ def sft(config, out, resume=False, until=None, watch=None):
     from pyllm import peft, training
     from pyllm.cli import run as runs
     from pyllm.errors import ConfigError
+    from pyllm.evaluate.tasks import Options
+    from pyllm.evaluate.tasks import evaluate as score
     from pyllm.io.files import write_toml
 
     out, m, t = Path(out), config.model, config.train
@@ -95,6 +103,8 @@ def sft(config, out, resume=False, until=None, watch=None):
     metric = "accuracy" if t.metric == "auto" and task != "lm" else "loss" if t.metric == "auto" else t.metric
     if metric not in METRICS[task]:
         raise ConfigError(f"train.metric={metric!r}: the task {task} has {', '.join(METRICS[task])}")
+    if METRICS[task][metric] and "valid" not in examples:
+        raise ConfigError(f"train.metric={metric!r} is of whole examples: expected a folder with valid* files, not a share of the rows")
     model, labels = build(base, task, m, t.seed, examples["train"])
     rows = render(config, model, tokenizer, examples, labels)
     out.mkdir(parents=True, exist_ok=True)
@@ -113,6 +123,10 @@ def sft(config, out, resume=False, until=None, watch=None):
     def evaluate():
         found = training.evaluate(model, objective, islice(valid.once(), t.eval_batches or None))
         values = {"valid_loss": found.loss, **{f"valid_{name}": value for name, value in found.metrics.items()}}
+        if scored := METRICS[task][metric]:
+            options = Options(batch=t.batch, max_tokens=t.answer_tokens, prompt_format=config.data.prompt_format)
+            scores, _ = score(scored, model, tokenizer, examples["valid"], options, limit=t.eval_batches * t.batch or None)
+            values[f"valid_{metric}"] = float(scores[metric])
         words = runs.described(values).removeprefix("validation ")
         return (1 if metric == "loss" else -1) * values[f"valid_{metric}"], values, words
 

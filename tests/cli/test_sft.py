@@ -55,6 +55,26 @@ def test_a_classifiers_best_model_is_the_one_of_best_accuracy_and_keeps_its_labe
     assert "drawn from" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("model, data, metric", [("gpt2", "answers", "exact_match"), ("bart", "answers", "rouge1"),
+                                                 ("bert", "labels", "matthews"), ("bert", "spans", "token_f1")])
+def test_the_tasks_own_metric_is_that_of_evaluate(here, tmp_path, model, data, metric):
+    from pyllm import data as examples
+    from pyllm.evaluate.tasks import Options, evaluate
+
+    folder = here / data
+    if not folder.exists():
+        folder.mkdir()
+        lines = (here / f"{data}.jsonl").read_text().splitlines(keepends=True)
+        (folder / "train.jsonl").write_text("".join(lines[4:]))
+        (folder / "valid.jsonl").write_text("".join(lines[:4]))
+    assert sft(here, model, data, tmp_path / "r", "--metric", metric, "--epochs", "4", "--answer-tokens", "5") == 0
+    found = [line for line in read_log(tmp_path / "r/metrics.jsonl") if "valid_loss" in line]
+    loaded, tokenizer = pyllm.load(tmp_path / "r")
+    task = {"exact_match": "generate", "rouge1": "summarise", "matthews": "classify", "token_f1": "qa"}[metric]
+    scores, _ = evaluate(task, loaded, tokenizer, examples.read_examples(folder, "valid"), Options(max_tokens=5))
+    assert max(line[f"valid_{metric}"] for line in found) == pytest.approx(float(scores[metric]))
+
+
 def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(here, tmp_path):
     from pyllm.cli.config import resolve
     from pyllm.cli.sft import SECTIONS
@@ -101,6 +121,7 @@ def test_the_model_learns_to_stop(here, tmp_path):
     ("gpt2", "answers.jsonl", ("--columns", "prompt"), "expected KEY=NAME"),
     ("gpt2", "answers.jsonl", ("--columns", "prompt=q"), "no column 'q' for prompt"),
     ("gpt2", "answers.jsonl", ("--metric", "accuracy"), "the task lm has loss"),
+    ("gpt2", "answers.jsonl", ("--metric", "bleu"), "expected a folder with valid* files"),
     ("gpt2", "bad.jsonl", (), "bad.jsonl:2"),
     ("gpt2", "one.jsonl", (), "label"),
 ])
