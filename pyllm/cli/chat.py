@@ -2,6 +2,9 @@
 import argparse
 import sys
 
+from pyllm.cli.generate import NUMBERS
+
+GIVEN = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 HELP = '''/reset          forget the conversation (the system text stays)
 /system TEXT    a new system text, and a new conversation; without TEXT: none
 /help           this
@@ -17,11 +20,11 @@ def add_arguments(parser):
     add("--template", metavar="NAME", help="a built-in chat template (chatml, llama3, gemma) or a file with Jinja text, in place of the "
         "model's own")
     add("--max-tokens", "--max_tokens", type=int, default=512, metavar="N", help="tokens of an answer at most (default %(default)s)")
-    add("--temp", "--temperature", type=float, default=0.7, metavar="T", help="0 takes the likeliest token (default %(default)s)")
-    add("--top-k", "--top_k", type=int, default=0, metavar="K", help="only the K likeliest tokens; 0 = all (default)")
-    add("--top-p", "--top_p", type=float, default=0.9, metavar="P", help="only the smallest set of this probability (default %(default)s)")
-    add("--min-p", "--min_p", type=float, default=0.0, metavar="P",
-        help="only tokens at least P times as likely as the likeliest (default 0)")
+    add("--temp", "--temperature", dest="temperature", type=float, metavar="T",
+        help="0 takes the likeliest token (default: as generation_config.json says, else 0.7 and top-p 0.9)")
+    for name in ("top-k", "top-p", "min-p", "repetition-penalty"):
+        kind, unit, words = NUMBERS[name]
+        add(f"--{name}", f"--{name.replace('-', '_')}", type=kind, metavar=unit, help=words)
     add("--packed", action=argparse.BooleanOptionalAction, default=True, help="keep weights that a file holds as BF16, Q8_0, Q4_0 or Q4_1 "
         "as they are: less memory, more tokens a second, what goes into them rounded to the same precision (default)")
     add("--seed", type=int, default=0, metavar="S", help="the same seed and messages give the same answers (default %(default)s)")
@@ -37,7 +40,7 @@ def run(args):
         raise FormatError(f"{args.model}: the folder has no tokenizer file, such as tokenizer.json, which text needs")
     if args.template is not None:
         tokenizer.chat_template = _template(args.template)
-    sampling = dict(max_tokens=args.max_tokens, temperature=args.temp, top_k=args.top_k, top_p=args.top_p, min_p=args.min_p)
+    sampling = {"max_tokens": args.max_tokens, **{name: getattr(args, name) for name in GIVEN if getattr(args, name) is not None}}
     talk = Talk(model, tokenizer, args.system, args.seed, **sampling)
     screen = sys.stdin.isatty() and sys.stdout.isatty()
     if screen:
@@ -63,12 +66,20 @@ def run(args):
 
 
 class Talk:
-    """A conversation. say(text) streams the answer and keeps both; what no longer fits into the context is forgotten, oldest first."""
+    """A conversation. say(text) streams the answer and keeps both; what no longer fits into the context is forgotten, oldest first.
+
+    sampling: of pyllm.stream. session: keeps what was read, so that a turn reads its own tokens alone.
+    """
 
     def __init__(self, model, tokenizer, system=None, seed=0, **sampling):
+        from pyllm.generation import Session
+        from pyllm.models.base import CausalLM
         from pyllm.text.chat import turn_end
 
+        if model.generation is None and "temperature" not in sampling:
+            sampling = {"temperature": 0.7, "top_p": 0.9, **sampling}
         self.model, self.tokenizer, self.seed, self.sampling = model, tokenizer, seed, sampling
+        self.session = Session(model) if isinstance(model, CausalLM) else None
         self.context, self.forgotten, self.turns = model.config.size("context"), 0, 0
         self.reset(system)
         end = turn_end(tokenizer)
@@ -90,7 +101,8 @@ class Talk:
             ids = self._ids(messages)
         if len(ids) >= self.context:
             raise ValueError(f"chat: the message makes {len(ids)} tokens, the model's context is {self.context}")
-        pieces = stream(self.model, self.tokenizer, ids, stop=self.stop, seed=self.seed + self.turns, **self.sampling)
+        pieces = stream(self.model, self.tokenizer, ids, stop=self.stop, seed=self.seed + self.turns,
+                        session=self.session, **self.sampling)
         return self._heard(messages, pieces)
 
     def _heard(self, messages, pieces):

@@ -58,6 +58,23 @@ def test_each_line_is_a_message_and_sees_those_before(chat, folder):
     assert out == "".join(f"{answer}\n" for answer in expected(folder, "hello", "how are you?", system="you there"))
 
 
+def test_a_turn_reads_its_own_tokens_alone(folder):
+    talk = Talk(*pyllm.load(folder), seed=3, max_tokens=8)
+    first = "".join(talk.say("hello"))
+    read = len(talk._ids(talk.messages[:1]))
+    second = "".join(talk.say("how are you?"))
+    assert talk.session.reused >= read > 15  # a random model's answer may be spelled in other tokens when it is read again
+    assert [first, second] == expected(folder, "hello", "how are you?", seed=3)
+
+
+def test_the_models_own_settings_hold_unless_a_flag_says_otherwise(folder):
+    model, tokenizer = pyllm.load(folder)
+    model.generation = {"do_sample": False}
+    greedy = "".join(Talk(model, tokenizer, max_tokens=8).say("hello"))
+    model.generation = None
+    assert greedy == "".join(Talk(model, tokenizer, max_tokens=8, temperature=0).say("hello"))
+
+
 def test_commands(chat, folder):
     first, = expected(folder, "hello")
     code, out, err = chat('/help\nhello\n/reset\n/nonsense x\n\n /hello\n/quit\nnever read\n')
