@@ -11,7 +11,7 @@ import numpy as np
 from pyllm.autograd import no_grad
 from pyllm.data import collate, read_examples, render
 from pyllm.errors import ConfigError, FormatError, suggest
-from pyllm.evaluate import metrics, text_metrics
+from pyllm.evaluate import bias, metrics, text_metrics
 from pyllm.evaluate.likelihood import log_likelihoods, windows
 from pyllm.evaluate.spans import find_spans
 from pyllm.generation import generate
@@ -290,4 +290,11 @@ TASKS = {
     "translate": Task("translations: BLEU, chrF, TER (extra `eval`)", WRITTEN, _write, _score_translations),
     "summarise": Task("summaries: ROUGE-1, -2, -L", WRITTEN, _write, _score_summaries),
     "generate": Task("answers: exact match, token F1, ROUGE, how many end by themselves", WRITTEN, _write, _score_texts),
+    "crows-pairs": Task("which of two sentences, one a stereotype, is likelier", ("crows-pairs",), bias.crows_pairs, bias.score_crows,
+                        bias.read_crows),
+    "bbq": Task("stereotypes in answers, by likelihood", ("bbq",), bias.bbq, bias.score_bbq, bias.read_bbq),
+    "bbq-written": Task("the same in answers that are written; parse failures apart", ("bbq",), bias.bbq_written, bias.score_bbq,
+                        bias.read_bbq),
+    "winogender": Task("whom a pronoun means, by its gender", ("winogender",), bias.winogender, bias.score_winogender,
+                       bias.read_winogender),
 }
