@@ -16,7 +16,7 @@ _PUBLIC = {  # name -> where it lives: a module, or module:attribute
     "checkpoint": "pyllm.autograd:checkpoint", "Rng": "pyllm.autograd:Rng",
     "set_num_threads": "pyllm.kernels:set_num_threads",
     "ops": "pyllm.autograd.ops", "nn": "pyllm.nn", "models": "pyllm.models", "kernels": "pyllm.kernels", "data": "pyllm.data",
-    "text": "pyllm.text", "peft": "pyllm.peft",
+    "text": "pyllm.text", "generation": "pyllm.generation", "peft": "pyllm.peft",
     "objectives": "pyllm.objectives", "training": "pyllm.training", "evaluate": "pyllm.evaluate",
     "align": "pyllm.align",
 }

@@ -45,8 +45,8 @@ class Constraint:
 class Matcher:
     """States of a text by its tokens: start, and after(state, id); allowed(state, left) is the mask of what may come next.
 
-    A state's mask is made when it is first asked for: all tokens walk through the automaton side by side, a byte at a time, and most
-    leave it at the first. No token is allowed behind which the text could not be completed byte by byte.
+    A state's mask is made when it is first asked for: all tokens walk through the automaton side by side, a byte at a time. No token is
+    allowed behind which the text could not be completed byte by byte.
     """
 
     start = START
@@ -91,22 +91,28 @@ class Matcher:
 
 
 class _Tokens:
-    """The bytes of all tokens in a row, so that they can be walked side by side; special ones and empty ones have no place in a text."""
+    """The bytes of all tokens as a trie, a level for each depth, that is walked level by level. Special and empty ones have no place."""
 
     def __init__(self, contents, special):
         lengths = np.array([0 if i in special else len(c) for i, c in enumerate(contents)])
-        self.count, self.lengths, self.ids = len(contents), lengths, np.flatnonzero(lengths)
-        self.begins = np.cumsum([0, *map(len, contents)])[:-1]
-        self.bytes = np.frombuffer(b"".join(contents), np.uint8)
+        begins, data = np.cumsum([0, *map(len, contents)])[:-1], np.frombuffer(b"".join(contents), np.uint8).astype(np.int64)
+        self.count, self.levels, self.nodes = len(contents), [], 1  # node 0 is that of tokens without a place
+        self.place = np.zeros(self.count, np.int64)
+        ids, node = np.flatnonzero(lengths), np.zeros(np.count_nonzero(lengths), np.int64)
+        while len(ids):
+            ways, node = np.unique(node * 256 + data[begins[ids] + len(self.levels)], return_inverse=True)
+            self.levels.append((ways >> 8, ways & 255))  # of each node its parent in the level above, and its byte
+            done = lengths[ids] == len(self.levels)
+            self.place[ids[done]] = self.nodes + node[done]
+            self.nodes, ids, node = self.nodes + len(ways), ids[~done], node[~done]
 
     def walk(self, table, state):
-        """-> (V,) int32: where each token leads from `state`."""
-        behind, ids, at, depth = np.zeros(self.count, np.int32), self.ids, np.full(len(self.ids), state, np.int32), 0
-        while len(ids):
-            at = table[at, self.bytes[self.begins[ids] + depth]]
-            alive, depth = at > 0, depth + 1
-            ids, at = ids[alive], at[alive]
-            done = self.lengths[ids] == depth
-            behind[ids[done]] = at[done]
-            ids, at = ids[~done], at[~done]
-        return behind
+        """-> (V,) int32: where each token leads from `state`, 0 for nowhere."""
+        states, begin, at = np.zeros(self.nodes, np.int32), 1, np.array([state])
+        for parents, data in self.levels:
+            at = table[at[parents], data]
+            if not at.any():
+                break
+            states[begin : begin + len(at)] = at
+            begin += len(at)
+        return states[self.place]

@@ -52,6 +52,15 @@ def expected(folder, *talks, system=None, seed=0):
     return answers
 
 
+def test_what_was_said_before_is_not_read_again(folder):
+    talk = Talk(*pyllm.load(folder), "you there", max_tokens=8)
+    "".join(talk.say("hello"))
+    first = talk.tokenizer.chat([{"role": "system", "content": "you there"}, {"role": "user", "content": "hello"}])
+    assert talk.session.reused == 0 and talk.session.ids[: len(first)] == first
+    "".join(talk.say("how are you?"))
+    assert talk.session.reused >= len(first)
+
+
 def test_each_line_is_a_message_and_sees_those_before(chat, folder):
     code, out, err = chat("hello\nhow are you?\n", "--system", "you there")
     assert (code, err) == (0, "")
