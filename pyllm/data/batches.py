@@ -12,12 +12,15 @@ from pyllm.data.render import rows_of
 POOL = 50  # batches whose rows are sorted by length, or packed, together: enough to fill them, few enough to keep the order random
 
 
-def row_batches(items, *, batch=0, tokens=0, pack=0, seed=0, shuffle=True, weights=None, **collation):
+def row_batches(items, *, batch=0, tokens=0, pack=0, seed=0, shuffle=True, weights=None, augment=None,
+                **collation):
     """Rows, or pairs of them that stay neighbours (see pyllm.data.render) -> Batches, an endless iterator of Batch.
 
     batch: items a batch, or packed rows of it; or tokens: at most so many tokens a batch, padding included. pack: 0, or T: items lie side
     by side in rows of T tokens. weights: None; or one for each of several sets of items, of which then every epoch has that share (see
-    `mixture`). collation: side, multiple, length, start of `collate`. Raises ValueError naming the item that is too long.
+    `mixture`). augment: None, or a function (row, rng) -> Row, such as drop_tokens of pyllm.data.augment: for training, not for `once`;
+    what it does to a row depends on the seed, the epoch and the row. collation: side,
+    multiple, length, start of `collate`. Raises ValueError naming the item that is too long.
     """
     order = None
     if weights is not None:
@@ -30,18 +33,23 @@ def row_batches(items, *, batch=0, tokens=0, pack=0, seed=0, shuffle=True, weigh
         widths = [width - 1 for width in widths]  # the last token predicts nothing and takes no room
 
     def make(bins):
-        chosen = [items[i] for bin in bins for i in bin]
+        chosen = [items[i] if augment is None or found.drawn is None else varied(i) for bin in bins for i in bin]
         if not pack:
             return collate(chosen, **collation)
         ends = list(accumulate(map(len, bins)))
         return collate_packed(chosen, pack, [range(end - len(bin), end) for end, bin in zip(ends, bins)])
 
+    def varied(i):
+        rng = np.random.Generator(np.random.Philox(key=key(seed, found.drawn, i, 5)))
+        return tuple(augment(row, rng) for row in items[i]) if isinstance(items[i], tuple) else augment(items[i], rng)
+
     digest = hashlib.sha256()
     for row in rows_of(items):
         for part in (row.tokens, row.learned, row.decoder, row.label, sorted(row.extra.items())):
             digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
-    return Batches(widths, make, batch=batch, tokens=tokens, length=pack, seed=seed, shuffle=shuffle, order=order,
-                   fingerprint=digest.hexdigest()[:16])
+    found = Batches(widths, make, batch=batch, tokens=tokens, length=pack, seed=seed, shuffle=shuffle, order=order,
+                    fingerprint=digest.hexdigest()[:16])
+    return found
 
 
 def mixture(sizes, weights, seed):
@@ -95,11 +103,14 @@ class Batches(Cursor):
         if order is not None and not shuffle:
             raise ValueError("Batches: an order of its own and shuffle=False; expected one of them")
         self.batch, self.tokens, self.length, self.order, self.fingerprint = batch, tokens, length, order, fingerprint
-        self._planned = None
+        self._planned, self.drawn = None, None  # drawn: the epoch of the batch that is being made, None for `once`
 
     def __next__(self):
         (epoch, at, _), = self.take(1)
-        return self.make(self.plan(epoch)[at])
+        self.drawn = epoch
+        batch = self.make(self.plan(epoch)[at])
+        self.drawn = None
+        return batch
 
     def once(self):
         """-> iterator over one epoch in the order of the first, as evaluation reads it; moves nothing."""

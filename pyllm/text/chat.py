@@ -40,6 +40,15 @@ def gemma(messages, generate):
     return "".join(turns) + ("<start_of_turn>model\n" if generate else "")
 
 
+def alpaca(messages, generate):
+    """### Instruction, ### Response in plain words (Taori et al. 2023): for tokenizers that have no tokens for turns; the EOS ends one."""
+    named = {"user": "### Instruction:\n", "assistant": "### Response:\n"}
+    turns = [] if messages[0]["role"] == "system" else [TASK]
+    turns += [named.get(m["role"], "") + m["content"] for m in messages] + [named["assistant"]] * generate
+    return "\n\n".join(turns)
+
+
+TASK = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 BUILT_IN = {  # name -> its function, its tokens, the same as Jinja text, which files hold
     "chatml": (chatml, ("<|im_start|>", "<|im_end|>"), (
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
@@ -54,6 +63,11 @@ BUILT_IN = {  # name -> its function, its tokens, the same as Jinja text, which 
         "{% for m in messages %}{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\\n' + head.text"
         " + m['content'] | trim + '<end_of_turn>\\n' }}{% set head.text = '' %}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}")),
+    "alpaca": (alpaca, (), (
+        "{% if messages[0]['role'] != 'system' %}{{ '" + TASK + "' }}{% endif %}"
+        "{% for m in messages %}{{ '' if loop.first and m['role'] == 'system' else '\\n\\n' }}"
+        "{{ {'user': '### Instruction:\\n', 'assistant': '### Response:\\n'}.get(m['role'], '') + m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '\\n\\n### Response:\\n' }}{% endif %}")),
 }
 BOS = "{{ bos_token }}"  # stands before the text of a built-in one where the tokenizer puts a BOS before every text
 
