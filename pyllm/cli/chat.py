@@ -39,7 +39,7 @@ def run(args):
     if tokenizer is None:
         raise FormatError(f"{args.model}: the folder has no tokenizer file, such as tokenizer.json, which text needs")
     if args.template is not None:
-        tokenizer.chat_template = _template(args.template)
+        tokenizer.chat_template = template(args.template)
     sampling = {"max_tokens": args.max_tokens, **{name: getattr(args, name) for name in GIVEN if getattr(args, name) is not None}}
     talk = Talk(model, tokenizer, args.system, args.seed, **sampling)
     screen = sys.stdin.isatty() and sys.stdout.isatty()
@@ -172,7 +172,7 @@ def _line(screen, prompt):
         return None
 
 
-def _template(name):
+def template(name):
     """-> the name of a built-in template, or the Jinja text of a file."""
     from pathlib import Path
 
@@ -182,5 +182,5 @@ def _template(name):
     if name in BUILT_IN:
         return name
     if not Path(name).is_file():
-        raise ConfigError(f"--template {name}: expected one of {', '.join(BUILT_IN)}, or a file with Jinja text")
+        raise ConfigError(f"chat template {name}: expected one of {', '.join(BUILT_IN)}, or a file with Jinja text")
     return Path(name).read_text(encoding="utf-8")

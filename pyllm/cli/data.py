@@ -24,7 +24,8 @@ def add_arguments(parser):
     check.add_argument("--length", type=int, metavar="TOKENS", help="tokens of a row at most")
     check.add_argument("--truncation", choices=("keep_start", "keep_end"), default="keep_start", help="which part of a longer row is kept")
     check.add_argument("--prompt-format", default="{prompt}", help="what stands around a prompt, such as 'Translate to German: {prompt}'")
-    check.add_argument("--chat-template", metavar="NAME", help="a built-in template, such as chatml, in place of the tokenizer's own")
+    check.add_argument("--chat-template", metavar="NAME", help="a built-in template, such as alpaca, or a file, in place of the "
+                       "tokenizer's own")
     check.add_argument("--near", type=float, default=0.8, metavar="SHARE", help="from which share of common runs of three words on two "
                        "examples are nearly the same (default 0.8); 0: do not look")
     check.add_argument("--allow", action="append", default=[], metavar="NAME=SHARE",
@@ -45,7 +46,9 @@ def check(args):
     splits = _splits(args)
     tokenizer, architecture = (None, None) if args.tokenizer is None else open_tokenizer(args.tokenizer)
     if args.chat_template and tokenizer is not None:
-        tokenizer.chat_template = args.chat_template
+        from pyllm.cli.chat import template
+
+        tokenizer.chat_template = template(args.chat_template)
     try:
         reports = lint.check(splits, tokenizer, near=args.near, show=max(args.show, 1), max_length=args.length, truncation=args.truncation,
                              architecture=args.architecture or architecture or "decoder", prompt_format=args.prompt_format)

@@ -34,10 +34,13 @@ class Data:
     path: str = key("", "a file of examples, or a folder of them, with train* and valid* files or split by fraction", flags=("data",))
     columns: str = key("", "the names that the files have for keys, such as prompt=question,completion=answer")
     prompt_format: str = key("{prompt}", "what stands around a prompt, such as 'Translate to German: {prompt}'")
+    chat_template: str = key("", "a built-in chat template, such as alpaca, or a file, in place of the tokenizer's; saved with the model")
     length: int = key(0, "tokens of a row at most; 0 = the model's context", 0)
     truncation: str = key("keep_start", "which part of a longer row is kept", choices=("keep_start", "keep_end"))
     packing: bool = key(False, "several examples in a row of --length tokens; they do not see each other")
     fraction: float = key(0.9, "share of the examples to train on where the data has no valid* files; the rest is for validation", 0.0, 1.0)
+    token_dropout: float = key(0.0, "probability that a token which is only read is dropped, in training", 0.0, 1.0)
+    span_masking: float = key(0.0, "share of the tokens which are only read that become mask tokens, in training", 0.0, 1.0)
     skip_bad_lines: bool = key(False, "count lines that cannot be read, and go on")
 
 
@@ -86,6 +89,7 @@ def sft(config, out, resume=False, until=None, watch=None):
     """Runs a Config of SECTIONS in the folder `out` -> exit code; the rest as pyllm.cli.pretrain.pretrain."""
     from pyllm import peft, training
     from pyllm.cli import run as runs
+    from pyllm.cli.chat import template
     from pyllm.errors import ConfigError
     from pyllm.evaluate.tasks import Options
     from pyllm.evaluate.tasks import evaluate as score
@@ -94,6 +98,8 @@ def sft(config, out, resume=False, until=None, watch=None):
     out, m, t = Path(out), config.model, config.train
     checkpoint = runs.newest("sft", out, resume)
     base, tokenizer = open_model(m.path)
+    if config.data.chat_template:
+        tokenizer.chat_template = template(config.data.chat_template)
     examples = read(config.data)
     task = task_of(m.task, base, examples["train"].kind)
     if t.label_smoothing and task == "span":
@@ -113,7 +119,8 @@ def sft(config, out, resume=False, until=None, watch=None):
     if m.freeze:
         frozen = training.freeze(model, m.freeze)
         print(f"frozen     {len(frozen)} parameters, such as {frozen[0]}", flush=True)
-    batches = make_batches(rows["train"], model, t, config.data.packing and row_length(config.data, model))
+    batches = make_batches(rows["train"], model, t, config.data.packing and row_length(config.data, model),
+                           augment=augmentation(config.data, tokenizer, task))
     valid = make_batches(rows["valid"], model, t, shuffle=False)
     an_epoch = max(1, len(batches.plan(0)) // t.accumulate)
     steps = t.steps or max(1, round(t.epochs * an_epoch))
@@ -252,12 +259,33 @@ def render(config, model, tokenizer, examples, labels):
     return rows
 
 
-def make_batches(rows, model, t, packed=0, shuffle=True):
+def augmentation(d, tokenizer, task):
+    """-> function (row, rng) -> Row of what is asked for, or None."""
+    from pyllm.data.augment import drop_tokens, mask_spans
+    from pyllm.errors import ConfigError
+
+    if not d.token_dropout and not d.span_masking:
+        return None
+    if task == "span":
+        raise ConfigError("data.token_dropout, data.span_masking: the places of spans would move; expected 0")
+    if d.span_masking and tokenizer.mask_id is None:
+        raise ConfigError(f"data.span_masking={d.span_masking}: the tokenizer has no mask token; expected 0")
+    special = [token.id for token in tokenizer.added if token.special]
+
+    def augment(row, rng):
+        if d.span_masking:
+            row = mask_spans(row, rng, d.span_masking, tokenizer.mask_id, special)
+        return drop_tokens(row, rng, d.token_dropout, special) if d.token_dropout else row
+    return augment
+
+
+def make_batches(rows, model, t, packed=0, shuffle=True, augment=None):
     """-> Batches over rows; packed: tokens of a row that holds several, or 0."""
     from pyllm.data import row_batches
 
     start = model.config.starts[0] if architecture(model) == "encoder-decoder" else None
-    return row_batches(rows, batch=0 if t.tokens else t.batch, tokens=t.tokens, pack=packed, seed=t.seed, shuffle=shuffle, start=start)
+    return row_batches(rows, batch=0 if t.tokens else t.batch, tokens=t.tokens, pack=packed, seed=t.seed, shuffle=shuffle, augment=augment,
+                       start=start)
 
 
 def objective_of(task, model):

@@ -115,7 +115,7 @@ def test_a_model_without_a_template_says_what_to_do(chat, folder, tmp_path, caps
     pyllm.save(model, tokenizer, tmp_path / "m")
     assert main(["chat", str(tmp_path / "m")]) == 3 and "no chat template" in capsys.readouterr().err
     assert chat("hello\n", "--template", "chatml")[1] == expected(folder, "hello")[0] + "\n"
-    assert "expected one of chatml, llama3, gemma, or a file" in chat("", "--template", "chatmel")[2]
+    assert "expected one of chatml, llama3, gemma, alpaca, or a file" in chat("", "--template", "chatmel")[2]
 
 
 def test_the_answer_ends_where_the_turn_does(folder, monkeypatch):

@@ -130,3 +130,22 @@ def test_errors_come_before_the_first_step(here, tmp_path, capsys, model, data, 
     write(here / "one.jsonl", [{"text": "red", "label": "a"}] * 4)
     assert sft(here, model, data, tmp_path / "r", *more) == 3
     assert message in capsys.readouterr().err and not (tmp_path / "r/metrics.jsonl").exists()
+
+
+def test_messages_with_a_template_in_plain_words_and_augmented(here, tmp_path, capsys):
+    talk = [{"messages": [{"role": "user", "content": f"{w} ?"}, {"role": "assistant", "content": w}]} for w in WORDS * 4]
+    write(here / "talk.jsonl", talk)
+    assert sft(here, "gpt2", "talk.jsonl", tmp_path / "r", "--steps", "2") == 3
+    assert "no chat template" in capsys.readouterr().err
+    path = tmp_path / "template.jinja"
+    path.write_text("{% for m in messages %}{{ m['role'][:1] + ': ' + m['content'] + ' ' }}{% endfor %}"
+                    "{% if add_generation_prompt %}{{ 'a: ' }}{% endif %}")
+    flags = ("--chat-template", str(path), "--token-dropout", "0.2", "--steps", "4", "--eval-every", "2")
+    assert sft(here, "gpt2", "talk.jsonl", tmp_path / "r", *flags) == 0
+    _, tokenizer = pyllm.load(tmp_path / "r/model")
+    assert tokenizer.chat_text([{"role": "user", "content": "x"}]) == "u: x a: "
+    assert sft(here, "gpt2", "talk.jsonl", tmp_path / "s", *flags[:2], "--span-masking", "0.2", "--steps", "2") == 3
+    assert "has no mask token" in capsys.readouterr().err
+    assert sft(here, "bert", "spans.jsonl", tmp_path / "t", "--token-dropout", "0.2", "--steps", "2") == 3
+    assert sft(here, "bert", "labels", tmp_path / "u", "--token-dropout", "0.2", "--span-masking", "0.1", "--steps", "2") == 0
+    assert "would move" in capsys.readouterr().err

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings, strategies as st
 
 from pyllm.data import find_splits, label_names, read_examples
+from pyllm.data.formats import FORMATS
 from pyllm.errors import FormatError
 
 DATA = Path(__file__).parents[2] / "../shared/data"
@@ -210,6 +212,22 @@ def test_broken_gz_and_encodings(tmp_path):
         read_examples(tmp_path / "none.jsonl")
     with pytest.raises(FormatError, match="expected a file that ends in"):
         read_examples(put(tmp_path / "a.parquet", "x"))
+
+
+@settings(max_examples=150)
+@given(st.sampled_from([".jsonl", ".json", ".csv", ".tsv", ".txt", ".jsonl.gz"]), st.booleans(), st.one_of(
+    st.binary(max_size=60), st.text(max_size=60).map(lambda s: s.encode("utf-8", "surrogatepass")), st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([k for f in FORMATS for k in f]), inner, max_size=4),
+        max_leaves=12).map(lambda v: json.dumps([v]).encode())))
+def test_whatever_a_file_holds_it_is_examples_or_one_clear_error(tmp_path_factory, suffix, skip, data):
+    path = tmp_path_factory.mktemp("any") / f"a{suffix}"
+    path.write_bytes(data)
+    try:
+        examples = read_examples(path, skip_bad_lines=skip)
+        assert all(e["where"].startswith(str(path)) for e in examples) and examples.kind
+    except FormatError as error:
+        assert str(path) in str(error)
 
 
 PUBLISHED = [  # path, columns, {split: (kind, count)}
