@@ -23,7 +23,7 @@ def records(quick, wanted):
     from benchmarks.bench_train_step import ROWS
 
     works = [("head_cross_entropy", "{} x {} x {}".format(*HEAD))] * (not quick)
-    works += [(f"train_{name}", f"B{b} T{t}") for name, b, t in ROWS[: 1 if quick else None]]
+    works += [(f"{kind}_{name}", f"B{b} T{t}") for kind, name, b, t in ROWS[: 1 if quick else None]]
     for name, shape in works:
         for precision in ("f32", "bf16"):
             if wanted(f"memory_{name} {shape} {precision}"):
@@ -81,9 +81,9 @@ def work(side, name, shape, precision, threads):
             steps = lambda: float(abs(K.linear_cross_entropy(h, w, None, targets, need=(True, True, False), reduced=half)[1]).sum())
         before = resident_mb() + (h.nbytes + w.nbytes) / 1e6 / (2 if half and side == "torch" else 1)
     else:
-        model_name, (b, t) = name.removeprefix("train_"), (int(part[1:]) for part in shape.split())
+        (kind, _, model_name), (b, t) = name.partition("_"), (int(part[1:]) for part in shape.split())
         model = bench_train_step.MODELS[model_name]().initialize(0)
-        batch = bench_train_step.batch_of(model, b, t)
+        batch = bench_train_step.batch_of(model, b, t, kind)
         if side == "torch":
             steps = torch_gpt.training_step(torch_gpt.TorchModel(model, share=True), batch.tokens, batch.targets, precision)
         else:

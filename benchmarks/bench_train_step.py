@@ -9,7 +9,7 @@ import pyllm
 from benchmarks.harness import Case, close, torch_or_none
 from pyllm import objectives, training
 from pyllm.cli.estimate import step_flops
-from pyllm.data import Batch
+from pyllm.data import IGNORED, Batch
 from pyllm.models import GPT2, GPT2Config, Llama, LlamaConfig
 
 MODELS = {
@@ -19,19 +19,24 @@ MODELS = {
     "llama_135M": lambda: Llama(LlamaConfig(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
                                             num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True)),
 }
-ROWS = [("gpt_0.8M", 12, 64), ("gpt_10.8M", 12, 256), ("gpt2_124M", 4, 256), ("gpt2_124M", 1, 1024), ("llama_135M", 1, 512)]  # model, B, T
+LEARNED = {"train": 1.0, "sft": 0.25}  # share of the tokens that are learned: all, or those of the completions
+ROWS = [("train", "gpt_0.8M", 12, 64), ("train", "gpt_10.8M", 12, 256), ("train", "gpt2_124M", 4, 256), ("train", "gpt2_124M", 1, 1024),
+        ("train", "llama_135M", 1, 512), ("sft", "llama_135M", 4, 512)]  # what, model, B, T
 
 
 def cases(quick):
-    for name, b, t in ROWS[: 1 if quick else None]:
-        flops = step_flops(MODELS[name](), b, t)
+    for kind, name, b, t in ROWS[: 1 if quick else None]:
+        flops = step_flops(MODELS[name](), b, t)  # all tokens through the head, as the peers have it
         for precision in ("f32", "bf16"):
-            yield Case(f"train_{name}", f"B{b} T{t}", partial(build, name, b, t, precision), flops=flops, precision=precision, unit=b * t)
+            yield Case(f"{kind}_{name}", f"B{b} T{t}", partial(build, kind, name, b, t, precision), flops=flops, precision=precision,
+                       unit=b * t)
 
 
-def batch_of(model, b, t):
+def batch_of(model, b, t, kind="train"):
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (b, t + 1)).astype(np.int32)
-    return Batch(np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:]))
+    targets = np.ascontiguousarray(ids[:, 1:])
+    targets[:, : t - round(LEARNED[kind] * t)] = IGNORED
+    return Batch(np.ascontiguousarray(ids[:, :-1]), targets)
 
 
 def stepper(model, batch, precision):
@@ -50,9 +55,9 @@ def stepper(model, batch, precision):
     return step
 
 
-def build(name, b, t, precision):
+def build(kind, name, b, t, precision):
     model = MODELS[name]().initialize(0)
-    batch, v = batch_of(model, b, t), model.config.vocab_size
+    batch, v = batch_of(model, b, t, kind), model.config.vocab_size
     peers = None
     if torch_or_none():
         from benchmarks.torch_gpt import TorchModel, training_step
