@@ -11,8 +11,8 @@ from pyllm.folders import build, load_weights
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
 
-BERT = dict(model_type="bert", vocab_size=67, hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4, num_labels=3,
-            max_position_embeddings=33, initializer_range=0.2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+BERT = dict(model_type="bert", vocab_size=67, hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4,
+            num_labels=3, max_position_embeddings=33, initializer_range=0.2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 LLAMA = dict(model_type="llama", vocab_size=67, hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4,
              num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.2, tie_word_embeddings=True)
 STEPS, LR, DECAY = 8, 3e-3, 0.1
