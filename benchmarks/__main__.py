@@ -1,6 +1,6 @@
 """python -m benchmarks NAME [--json | --markdown] [--only TEXT] [--quick] [--threads N]
 
-NAME: matmul, attention, layers, quant, train_step, decode, tokenize, import, memory, all; or `table FILE ...`, which prints lines of
+NAME: matmul, attention, layers, quant, train_step, decode, ppo, tokenize, import, memory, all; or `table FILE ...`, which prints lines of
 --json as Markdown (with --readme: the rows that README shows).
 
 Every row is checked first, then timed: median, GFLOP/s or GB/s, % of the limit of this machine measured beside it, and how many times
@@ -14,7 +14,7 @@ import sys
 from benchmarks import table
 from benchmarks.harness import measure_case, show
 
-NAMES = ("matmul", "attention", "layers", "quant", "train_step", "decode", "tokenize", "import", "memory")
+NAMES = ("matmul", "attention", "layers", "quant", "train_step", "decode", "ppo", "tokenize", "import", "memory")
 
 
 def main():

@@ -132,11 +132,11 @@ def improve(method, base, prompts, reward, evaluate, steps, seed, eos, every, pa
     if method == "ppo":
         actor = align.ActorCritic(policy)
         config = align.PPOConfig(steps=steps, batch=64, micro_batch=64, response_length=RESPONSE, temperature=1.0, lr=5e-4, lr_end=5e-5,
-                                 kl_coef=0.15, num_mini_batches=2, seed=seed, vf_coef=0.1)
+                                 kl_coef=0.05, num_mini_batches=2, seed=seed, vf_coef=0.1)
         run = align.ppo(actor, base, prompts, reward, training.AdamW(actor, betas=(0.9, 0.999), weight_decay=0.0), config, stop=(eos,))
     elif method in ("grpo", "rloo"):
         config = align.GRPOConfig(algorithm=method, steps=steps, batch=16, num_generations=4, micro_batch=64, lr=5e-4, lr_end=5e-5,
-                                  max_completion_length=RESPONSE, beta=0.15 if method == "rloo" else 0.08, num_iterations=2, seed=seed)
+                                  max_completion_length=RESPONSE, beta=0.05 if method == "rloo" else 0.03, num_iterations=2, seed=seed)
         run = align.grpo(policy, base, prompts, reward, training.AdamW(policy, betas=(0.9, 0.999), weight_decay=0.0), config, stop=(eos,))
     else:
         run = direct(policy, base, prompts, reward, steps, seed, eos, pairs)
@@ -162,7 +162,7 @@ def direct(policy, base, prompts, reward, steps, seed, eos, pairs=1024):
         some = np.random.default_rng([seed, step]).choice(len(rows), min(32, len(rows)), replace=False)
         batch = align.with_reference(drawn.rows(rows[some].reshape(-1)).batch(), base)
         updates("dpo", policy, objectives.dpo, batch, optimizer, keys.fold(step), epochs=1, minibatches=1, micro_batch=64,
-                lr=1e-4, clip=1.0, together=2)
+                lr=2e-4, clip=1.0, together=2)
         yield step + 1
 
 
@@ -179,9 +179,9 @@ def report(out, start):
     """Writes table.md and reward-kl.png from results.jsonl."""
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text(encoding="utf-8").splitlines()]
     found = {(line["method"], line["seed"]): line for line in lines}  # a run that was repeated counts once
-    text = ["| method | seeds | positive, last with KL <= 10 | KL there | positive at KL 4 | at KL 8 | seconds a seed |",
-            "|---|---|---|---|---|---|---|",
-            f"| before | | {start['positive']:.3f} | 0 | | | |"]
+    text = ["| method | seeds | positive, last with KL <= 10 | by the reward model | KL there | at KL 4 | at KL 8 | seconds a seed |",
+            "|---|---|---|---|---|---|---|---|",
+            f"| before | | {start['positive']:.3f} | {start['positive_reward_model']:.3f} | 0 | | | |"]
     for method in METHODS:
         runs = [line for (m, _), line in sorted(found.items()) if m == method]
         if not runs:
@@ -190,6 +190,7 @@ def report(out, start):
         columns = [[f"{p['positive']:.3f}" for p in last], [f"{p['kl']:.1f}" for p in last]]
         columns += [[f"{v:.3f}" if (v := at_kl(run["curve"], kl, "positive")) is not None else "-" for run in runs] for kl in (4, 8)]
         seeds = ", ".join(str(run["seed"]) for run in runs)
+        columns.insert(1, [f"{p['positive_reward_model']:.3f}" for p in last])
         text.append(f"| {method} | {seeds} | {' | '.join(' / '.join(c) for c in columns)} | {np.mean([r['seconds'] for r in runs]):.0f} |")
     (out / "table.md").write_text("\n".join(text) + "\n", encoding="utf-8")
     print("\n".join(text))
