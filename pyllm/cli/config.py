@@ -67,6 +67,9 @@ class Train(Steps):
                          "BART's corrupted text and the rest of a text (t5, bart); suffix, fim: the rest, a middle (decoders)",
                          choices=("clm", "mlm", "wwm", "span", "ul2", "infill", "prefix", "suffix", "fim"))
     corruption: float = key(0.0, "share of the tokens (of the rows for fim) that is corrupted; 0 = the objective's own", 0.0, 1.0)
+    teacher: str = key("", "a model with the same tokenizer, whose probabilities are learned beside the text (distillation)")
+    teacher_share: float = key(0.5, "share of the teacher in the loss", 0.0, 1.0)
+    teacher_temperature: float = key(2.0, "of both models' probabilities where they are compared", 0.01)
     steps: int = key(2000, "optimizer steps in all", 1)
     batch: int = key(16, "rows of a micro-batch", 1)
     warmup: int = key(100, "steps in which the learning rate rises", 0)

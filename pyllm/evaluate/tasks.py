@@ -111,8 +111,10 @@ def _likelihoods(model, tokenizer, examples, options):
         rows += parts
         owners += [i] * len(parts)
     log_probs, records = log_likelihoods(model, rows, batch=options.batch), [{**_named(e), "parts": []} for e in examples]
-    for (_, continuation), owner, values in zip(rows, owners, log_probs):
+    for (context, continuation), owner, values in zip(rows, owners, log_probs):
         size = sum(len(tokenizer.token_bytes(id)) for id in continuation if id not in special)
+        if special.issuperset(context):  # the text's first token, before which no space stands
+            size += len(tokenizer.decode_bytes(continuation[:1])) - len(tokenizer.token_bytes(continuation[0]))
         records[owner]["parts"].append([-float(values.sum()), len(continuation), size])
     for record in records:
         record["nll"], record["tokens"], record["bytes"] = (sum(part[k] for part in record["parts"]) for k in range(3))

@@ -10,6 +10,7 @@ from pyllm.cli import main
 from pyllm.cli.config import Train, resolve
 from pyllm.cli.pretrain import pretrain
 from pyllm.data.corruptions import CORRUPTIONS
+from pyllm.errors import ConfigError
 from pyllm.training import newest, read_log
 
 SMALL = {"layers": 1, "heads": 2, "width": 16, "context": 32, "dropout": 0.1}
@@ -95,3 +96,30 @@ def test_a_dry_run_knows_every_kind_of_model(text, tmp_path, capsys):
         flags = ["--objective", objective, "--family", family, "--layers", "1", "--width", "16", "--heads", "2", "--context", "32"]
         assert main(["pretrain", "--data", str(text), "--out", str(tmp_path / "run"), "--dry-run", *flags]) == 0
         assert f"model      {family}" in capsys.readouterr().out
+
+
+def test_a_teachers_probabilities_are_learned(text, tmp_path, capsys):
+    """The student of a trained teacher is nearer to it than one that reads the text alone, after as many steps; and resumes to the bit."""
+    pretrain(config(text, "suffix", "gpt2", "bpe", steps=60), tmp_path / "teacher")
+    settings = config(text, "suffix", "llama", "bpe", steps=20).table()
+    settings["tokenizer"]["kind"] = str(tmp_path / "teacher/tokenizer")
+    settings["train"].update(label_smoothing=0.0, z_loss=0.0)
+    pretrain(resolve((settings, "test")), tmp_path / "alone")
+    settings["train"].update(teacher=str(tmp_path / "teacher"), teacher_share=1.0)
+    taught = resolve((settings, "test"))
+    pretrain(taught, tmp_path / "taught")
+    pretrain(taught, tmp_path / "parts", until=7)
+    pretrain(taught, tmp_path / "parts", resume=True)
+    models = {name: pyllm.load(tmp_path / name) for name in ("teacher", "alone", "taught", "parts")}
+    ids = np.array([models["teacher"][1].encode("the cat sat on a mat. a dog ran! ")])
+    log_p = {name: pyllm.ops.log_softmax(model(ids)).data for name, (model, _) in models.items()}
+    assert np.array_equal(log_p["taught"], log_p["parts"])
+    far = {name: (np.exp(log_p["teacher"]) * (log_p["teacher"] - log_p[name])).sum(-1).mean() for name in ("alone", "taught")}
+    assert far["taught"] < far["alone"]
+    assert {"kl", "ce"} <= read_log(tmp_path / "taught/metrics.jsonl")[0].keys()
+    settings["tokenizer"]["kind"] = "chars"
+    with pytest.raises(ConfigError, match="has another tokenizer, of 289 tokens; expected the student's"):
+        pretrain(resolve((settings, "test")), tmp_path / "other")
+    settings["train"].update(z_loss=0.1)
+    with pytest.raises(ConfigError, match="z_loss=0.1 with a teacher; expected 0"):
+        pretrain(resolve((settings, "test")), tmp_path / "another")

@@ -80,6 +80,11 @@ def test_results_do_not_depend_on_the_batch_size(task, kind, family, head):
     json.dumps(records)
 
 
+def test_beams_do_not_depend_on_the_batch_size():
+    found = [evaluate("summarise", *model("t5"), Kind("completion"), Options(batch=batch, max_tokens=5, num_beams=3)) for batch in (1, 4)]
+    assert found[0] == found[1]
+
+
 # ---- likelihood
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
