@@ -26,6 +26,7 @@ class WordPiece(WordTokenizer):
     def __init__(self, vocab, added=(), *, unk_token="[UNK]", prefix="##", max_chars=100, roles=None, config=None, parts=None):
         self.unk_token, self.prefix, self.max_chars = unk_token, prefix, max_chars
         super().__init__(vocab, added, {"unk": unk_token, **(roles or {})}, config, BERT if parts is None else parts)
+        self._unknown = self.id(unk_token)  # whatever the role "unk" says
         rest = [token for token in vocab if token.startswith(prefix) and len(token) > len(prefix)]
         first = [token for token in vocab if token]
         ids = [np.array([vocab[token] for token in group], np.int32) for group in (first, rest)]
@@ -34,7 +35,7 @@ class WordPiece(WordTokenizer):
     def _word(self, word, spans):
         found = self._loop.split(utf8(word)) if len(word) <= self.max_chars else None
         if found is None:
-            return [self.unk_id], [0], [len(word)]
+            return [self._unknown], [0], [len(word)]
         if not spans:
             return found, None, None
         sizes = [len(utf8(self._tokens[i])) - (len(self.prefix.encode()) if at else 0) for at, i in enumerate(found)]
@@ -79,9 +80,10 @@ class WordLevel(WordTokenizer):
     def __init__(self, vocab, added=(), *, unk_token="<unk>", roles=None, config=None, parts=None):
         self.unk_token = unk_token
         super().__init__(vocab, added, {"unk": unk_token, **(roles or {})}, config, parts)
+        self._unknown = self.id(unk_token)
 
     def _word(self, word, spans):
-        return [self.vocab.get(word, self.unk_id)], [0], [len(word)]
+        return [self.vocab.get(word, self._unknown)], [0], [len(word)]
 
     def model(self):
         """The model as tokenizer.json writes it."""
