@@ -301,19 +301,22 @@ def write_tensors(model, family, floats="f32"):
 
 def _written(name, weight, family, config, floats):
     """weight: array or Packed -> what the file holds."""
-    heads = _turned_heads(name, {"num_attention_heads": config.num_attention_heads, "num_key_value_heads": config.kv_heads}) \
-        if family.interleaved else 0
-
-    def turned(tensor):
-        return _turn(tensor, heads, (2, -1)) if heads else tensor
-
     if isinstance(weight, Packed):
         kind = weight.format.upper()
-        return Later(kind, weight.shape, lambda: turned(Blocks(kind, weight.shape, weight.to_blocks())))
+        return Later(kind, weight.shape, lambda: turned(name, Blocks(kind, weight.shape, weight.to_blocks()), family, config))
     if weight.ndim == 2 and floats != "f32":
         make = to_bf16 if floats == "bf16" else to_f16
-        return Later(floats.upper(), weight.shape, lambda: turned(make(weight)))
-    return turned(weight + np.float32(family.offset) if family.offset and name.endswith("norm.weight") else weight)
+        return Later(floats.upper(), weight.shape, lambda: turned(name, make(weight), family, config))
+    moved = weight + np.float32(family.offset) if family.offset and name.endswith("norm.weight") else weight
+    return turned(name, moved, family, config)
+
+
+def turned(name, tensor, family, config):
+    """-> a tensor of the GGUF name `name` with the rows of queries and keys in the order that the format has."""
+    if not family.interleaved:
+        return tensor
+    heads = _turned_heads(name, {"num_attention_heads": config.num_attention_heads, "num_key_value_heads": config.kv_heads})
+    return _turn(tensor, heads, (2, -1)) if heads else tensor
 
 
 def file_type(tensors):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pyllm.cli.config import key
 
-METHODS = ("lora", "ia3", "ln_tuning", "bitfit", "houlsby", "pfeiffer", "parallel", "prefix", "prompt", "p_tuning")
+METHODS = ("lora", "vera", "ia3", "ln_tuning", "bitfit", "houlsby", "pfeiffer", "parallel", "prefix", "prompt", "p_tuning")
 BASES = ("f32", "bf16", "q8_0", "q4_0", "q4_1")
 
 
@@ -29,7 +29,7 @@ def add_arguments(parser):
     add("--type", default="linear", help="of combine: linear, cat, svd, ties, dare_linear, dare_ties (default %(default)s)")
     add("--density", type=float, default=0.5, metavar="D", help="share of the numbers that ties and dare keep (default %(default)s)")
     add("--rank", type=int, default=0, metavar="R", help="of what svd makes (default: the largest of the adapters)")
-    add("--format", default="gguf", choices=("gguf", "adapterhub", "lora"), help="of export; lora: PiSSA as a plain LoRA")
+    add("--format", default="gguf", choices=("gguf", "adapterhub"), help="of export (default %(default)s)")
     add("--seed", type=int, default=0, metavar="S", help="of what dare drops")
 
 
@@ -42,7 +42,40 @@ def run(args):
         return 0
     if not args.model or not args.out:
         raise ConfigError(f"adapters {args.action}: expected --model BASE and --out OUT")
-    raise ConfigError(f"adapters {args.action}: unknown")
+    (combine if args.action == "combine" else export)(args)
+    print(f"{'adapter' if args.action == 'combine' else 'exported':<10} {args.out}")
+    return 0
+
+
+def combine(args):
+    """Writes the one adapter that several make together, each FOLDER or FOLDER:WEIGHT."""
+    from pyllm import peft
+    from pyllm.cli.sft import open_model
+    from pyllm.errors import ConfigError
+
+    model, weights = open_model(args.model)[0], {}
+    for number, word in enumerate(args.folders):
+        folder, _, weight = word.rpartition(":")
+        try:
+            folder, weight = (folder, float(weight)) if folder else (word, 1.0)
+        except ValueError:
+            raise ConfigError(f"adapters combine: {word}: {weight!r} is no weight; expected FOLDER or FOLDER:WEIGHT") from None
+        peft.load(model, folder, f"part{number}")
+        weights[f"part{number}"] = weight
+    peft.combine(model, weights, "combined", args.type, density=args.density, rank=args.rank or None, seed=args.seed)
+    peft.save(model, args.out, "combined", args.model)
+
+
+def export(args):
+    """Writes an adapter in another tool's format."""
+    from pyllm import peft
+    from pyllm.cli.sft import open_model
+    from pyllm.errors import ConfigError
+
+    if len(args.folders) != 1:
+        raise ConfigError(f"adapters export: {len(args.folders)} folders; expected one")
+    model = peft.load(open_model(args.model)[0], args.folders[0])
+    {"gguf": peft.save_gguf, "adapterhub": peft.save_hub}[args.format](model, args.out)
 
 
 def described(folder):

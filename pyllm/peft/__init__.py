@@ -7,6 +7,8 @@
 from pyllm.peft.base import Adapter, Method, Report, activate, adapters, disabled, inject, names, rates, remove, report, score_layers
 from pyllm.peft.bitfit import BitFit
 from pyllm.peft.bottleneck import Houlsby, Parallel, Pfeiffer
+from pyllm.peft.combine import combine
+from pyllm.peft.exchange import load_hub, load_mlx, save_gguf, save_hub
 from pyllm.peft.folder import load, save, tensors_of
 from pyllm.peft.ia3 import IA3
 from pyllm.peft.ln_tuning import LNTuning
@@ -14,10 +16,12 @@ from pyllm.peft.lora import LoRA
 from pyllm.peft.merge import MergeReport, merge, unmerge
 from pyllm.peft.prefix import PrefixTuning
 from pyllm.peft.prompt import PromptTuning, PTuning
+from pyllm.peft.vera import VeRA
 
-METHODS = {method.NAME: method for method in (LoRA, IA3, LNTuning, BitFit, Houlsby, Pfeiffer, Parallel, PrefixTuning, PromptTuning,
+METHODS = {method.NAME: method for method in (LoRA, VeRA, IA3, LNTuning, BitFit, Houlsby, Pfeiffer, Parallel, PrefixTuning, PromptTuning,
                                              PTuning)}
 
 __all__ = ["METHODS", "Adapter", "BitFit", "Houlsby", "IA3", "LNTuning", "LoRA", "MergeReport", "Method", "PTuning", "Parallel", "Pfeiffer",
-           "PrefixTuning", "PromptTuning", "Report", "activate", "adapters", "disabled", "inject", "load", "merge",
-           "names", "rates", "remove", "report", "save", "score_layers", "tensors_of", "unmerge"]
+           "PrefixTuning", "PromptTuning", "Report", "VeRA", "activate", "adapters", "combine", "disabled", "inject", "load", "load_hub",
+           "load_mlx", "merge", "names", "rates", "remove", "report", "save", "save_gguf", "save_hub", "score_layers", "tensors_of",
+           "unmerge"]

@@ -73,6 +73,21 @@ def test_list_says_what_an_adapter_is(here, tmp_path, capsys):
     assert "LORA" in out and "r 4" in out and "c_attn" in out and str(here / "gpt2") in out
 
 
+def test_adapters_are_combined_and_exported(here, tmp_path, capsys):
+    for seed in "01":
+        sft(here, "gpt2", "answers.jsonl", tmp_path / seed, "--steps", "1", "--seed", seed, *LORA)
+    parts = [f"{tmp_path / '0' / 'adapter'}:0.5", str(tmp_path / "1" / "adapter")]
+    common = ["--model", str(here / "gpt2"), "--out"]
+    assert main(["adapters", "combine", *parts, *common, str(tmp_path / "both"), "--type", "cat"]) == 0
+    capsys.readouterr()
+    assert main(["adapters", "list", str(tmp_path / "both")]) == 0
+    assert "r 8" in capsys.readouterr().out
+    assert main(["adapters", "export", str(tmp_path / "both"), *common, str(tmp_path / "both.gguf")]) == 0
+    assert (tmp_path / "both.gguf").read_bytes()[:4] == b"GGUF"
+    assert main(["adapters", "export", str(tmp_path / "both"), *common, str(tmp_path / "x"), "--format", "adapterhub"]) == 3
+    assert main(["adapters", "combine", f"{tmp_path}/0/adapter:heavy", *common, str(tmp_path / "x")]) == 3
+
+
 @pytest.mark.parametrize("more, words", [
     (("--peft", "lora", "--options", "drop=0.1"), "dropout"), (("--peft", "prefix", "--rank", "4"), "rank: not a setting of prefix"),
     (("--peft", "lora", "--targets", "q_proj"), "attn.c_attn"), (("--peft", "lora", "--rank", "999"), "above the smaller side"),

@@ -38,6 +38,8 @@ CASES = {  # name: (family, class in peft, its settings, our method)
        if not f.startswith("bert")},
     **{f"p-tuning-{f}": (f, "PromptEncoderConfig", dict(num_virtual_tokens=3, encoder_hidden_size=7), ours.PTuning(3, hidden=7))
        for f in ("gpt2", "gemma3_text", "bart")},
+    **{f"vera-{f}": (f, "VeraConfig", dict(r=5), ours.VeRA(5)) for f in ("gpt2", "llama", "bert")},
+    "vera-shapes": ("llama", "VeraConfig", dict(r=5, target_modules=["q_proj", "down_proj"]), ours.VeRA(5)),
     "pissa": ("llama", "LoraConfig", dict(r=3, init_lora_weights="pissa"), ours.LoRA(rank=3, init="pissa")),
 }
 
@@ -114,3 +116,23 @@ def test_their_folder_here_and_ours_there(family, kind, settings, method, tmp_pa
         return  # a prefix for each layer is more than PEFT's file holds
     reopened = peft.PeftModel.from_pretrained(peer_of(family), tmp_path / "ours").eval()
     close(run(reopened, batch), logits(model, batch).data)
+
+
+@pytest.mark.parametrize("kind", ["linear", "cat", "svd", "ties"])
+def test_weighted_combinations(kind, tmp_path):
+    import peft
+
+    batch, model = batch_of("llama"), ours_of(peer_of("llama"))
+    for seed, name in enumerate(("one", "two")):
+        ours.inject(model, ours.LoRA(rank=4, alpha=6 + seed), ["q_proj", "up_proj"], seed=seed, name=name)
+    shaken(model)
+    for name in ("one", "two"):
+        ours.save(model, tmp_path / name, name)
+    theirs = peft.PeftModel.from_pretrained(peer_of("llama"), tmp_path / "one", adapter_name="one")
+    theirs.load_adapter(tmp_path / "two", adapter_name="two")
+    theirs.add_weighted_adapter(["one", "two"], [0.7, -0.4], "both", combination_type=kind, density=0.6,
+                                **({"svd_full_matrices": False} if kind == "svd" else {}))
+    theirs.set_adapter("both")
+    ours.combine(model, {"one": 0.7, "two": -0.4}, "both", kind, density=0.6)
+    got, expected = logits(model, batch).data, run(theirs.eval(), batch)
+    np.testing.assert_allclose(got, expected, atol=2e-5 * np.abs(expected).max())
