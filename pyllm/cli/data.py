@@ -70,6 +70,8 @@ def check(args):
         worst = {name: max(report.share(name) for report in reports.values()) for name in names}
         what = "; ".join(f"{part}: {lint.CHECKS[name][0]}" for part, name in refused)
         mend = "pyllm data dedup" if set(names) <= {"duplicates"} else "mend the data"
+        if {"cut", "target"} & names.keys() and args.length and args.truncation == "keep_start":
+            mend = f"a larger --length, --truncation keep_end, {mend}"
         shares = " ".join(f"--allow {name}={-(-worst[name] * 1000 // 1) / 1000:g}" for name in names)
         raise ConfigError(f"{args.path}: refused: {what}. Hint: {mend}, or {shares}")
     say("passed")
