@@ -9,7 +9,7 @@ from pyllm import kernels as K
 from pyllm.errors import ConfigError, FormatError, suggest
 from pyllm.gguf import file_type, read_config, restore, write_config, write_tensors
 from pyllm.io import gguf
-from pyllm.io.files import atomic_folder, read_json, write_json
+from pyllm.io.files import atomic_folder, read_json, release, write_json
 from pyllm.io.ggml import KINDS, Blocks, float32, kind_of
 from pyllm.io.hub import fetch, is_name
 from pyllm.io.safetensors import read_shards, to_bf16, to_f16, write_shards
@@ -222,10 +222,12 @@ def load_weights(model, tensors, where="the checkpoint", packed=False, names=Non
             report[name], p.data = "transposed", _filled(float32(tensor).T)
         elif adopt and kind_of(tensor) == "F32" and not isinstance(tensor, Blocks):
             report[name], p.data = "mapped", tensor
+            continue
         elif isinstance(tensor, Blocks):
             p.data = tensor.float32(K.empty(p.shape))
         else:
             p.data = _filled(float32(tensor))
+        release(tensor.data if isinstance(tensor, Blocks) else tensor)  # what was copied is not held twice
     return [(name, kind_of(tensor), tuple(tensor.shape), report[name]) for name, tensor in tensors.items()]
 
 

@@ -1,15 +1,26 @@
 """Model folders: save and load again, names with and without prefix, every mismatch named, what was there stays on failure."""
 import json
+import mmap
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import pyllm
+from pyllm import objectives, training
+from pyllm.data.batch import Batch
 from pyllm.errors import ConfigError, FormatError
 from pyllm.folders import build, checkpoint_tensors, load_weights
-from pyllm.io import safetensors
+from pyllm.io import files, safetensors
 from pyllm.models import FAMILIES, HEADS
 from pyllm.models.seq2seq import EncoderDecoder
+from pyllm.text import ByteLevelBPE
+
+ROOT = Path(__file__).parents[1]
 
 GPT2 = dict(model_type="gpt2", vocab_size=300, n_positions=16, n_embd=8, n_layer=2, n_head=2, resid_pdrop=0.1)
 LLAMA = dict(model_type="llama", vocab_size=300, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2,
@@ -271,3 +282,126 @@ def test_shards(model, tmp_path, monkeypatch):
     (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(FormatError, match="expected the plain name of a file in this folder"):
         pyllm.load(tmp_path / "m")
+
+
+# ---- mapped weights ----------------------------------------------------------------------------------------------------
+
+
+def mapped(array):
+    """Whether an array lies in a mapped file."""
+    while array is not None and not isinstance(array, mmap.mmap):
+        array = array.obj if isinstance(array, memoryview) else getattr(array, "base", None)
+    return array is not None
+
+
+def test_weights_are_mapped_and_training_does_not_reach_the_file(tmp_path):
+    model = build(LLAMA, seed=1)
+    pyllm.save(model, None, tmp_path / "m")
+    before = (tmp_path / "m/model.safetensors").read_bytes()
+    again, other = pyllm.load(tmp_path / "m")[0], pyllm.load(tmp_path / "m")[0]
+    assert all(mapped(p.data) for p in again.parameters())
+    loader = [Batch(TOKENS[:, :-1], TOKENS[:, 1:])] * 2
+    list(training.train(again, objectives.clm, loader, training.AdamW(again), steps=2, lr=0.1))
+    assert all((p.data != q.data).any() for p, q in zip(again.parameters(), model.parameters()))
+    same(model, other)  # another model of the same file sees nothing of it
+    assert (tmp_path / "m/model.safetensors").read_bytes() == before
+    pyllm.save(again, None, tmp_path / "m")  # over the file that it lies in
+    same(again, pyllm.load(tmp_path / "m")[0])
+    same(model, other)
+
+
+def test_gpt2_is_turned_and_halves_become_floats_in_memory_of_their_own(tmp_path):
+    pyllm.save(build(GPT2, seed=1), None, tmp_path / "m")
+    model = pyllm.load(tmp_path / "m")[0]
+    assert {name for name, p in model.named_parameters() if not mapped(p.data)} == {
+        f"transformer.h.{i}.{name}.weight" for i in (0, 1) for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")}
+    assert all(p.data.flags.c_contiguous for p in model.parameters())
+    pyllm.save(build(LLAMA, seed=1), None, tmp_path / "h", dtype="bf16")
+    assert not any(mapped(p.data) for p in pyllm.load(tmp_path / "h")[0].parameters())
+    packed = pyllm.load(tmp_path / "h", packed=True)[0]
+    assert {w.format for _, w in packed.named_packed()} == {"bf16"} and len(dict(packed.named_packed())) == 2 + 7 * 2
+    assert np.array_equal(packed.get("lm_head.weight").dequantize(), pyllm.load(tmp_path / "h")[0].get("lm_head.weight").data)
+
+
+def test_arrays_given_to_load_weights_stay_the_givers():
+    one = build(LLAMA, seed=1)
+    other = build(LLAMA)
+    load_weights(other, checkpoint_tensors(one))
+    other.parameters()[0].data += 1
+    assert not np.array_equal(one.parameters()[0].data, other.parameters()[0].data)
+
+
+def test_pages_given_back_are_read_again(tmp_path):
+    values = np.arange(40000, dtype=np.float32)
+    safetensors.write(tmp_path / "x", {"a": values})
+    for private in (False, True):
+        array = safetensors.read(tmp_path / "x", private=private)["a"]
+        assert array.flags.writeable == private and np.array_equal(array, values)
+        files.release(array)
+        assert np.array_equal(array, values)
+    files.release(values)  # no mapped one: nothing to do
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_resident_memory_is_no_more_than_the_file(tmp_path):
+    """Of a mapped model, of one that lies transposed, of one that is packed from halves: the file and 16 MB, in a process of its own."""
+    code = """
+import sys, pyllm
+pyllm.load, pyllm.generate, pyllm.models, pyllm.kernels.set_num_threads(1)
+memory = lambda kind: int(open("/proc/self/status").read().split(kind + ":")[1].split()[0]) * 1024
+before = memory("VmRSS")
+model, _ = pyllm.load(sys.argv[1], packed=True)
+pyllm.generate(model, None, [[1, 2]], max_tokens=1)
+print(memory("VmHWM") - before)
+"""
+    large = {**LLAMA, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4}
+    gpt2 = {**GPT2, "n_embd": 512, "n_layer": 5}
+    for name, config, dtype in (("llama", large, "f32"), ("gpt2", gpt2, "f32"), ("halves", large, "bf16")):
+        pyllm.save(build(config, seed=1), None, tmp_path / name, dtype=dtype)
+        size = (tmp_path / name / "model.safetensors").stat().st_size
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], capture_output=True, text=True, timeout=100,
+                              env={**os.environ, "PYTHONPATH": str(ROOT)})
+        assert done.returncode == 0, done.stderr
+        assert size > 25e6 and int(done.stdout) < size + 16e6, name
+
+
+# ---- what stands beside the weights ------------------------------------------------------------------------------------
+
+
+def test_generation_settings_and_chat_templates_come_back_whole(tmp_path):
+    model, settings = build({**GPT2, "vocab_size": 280}, seed=0), {"eos_token_id": [1, 2], "temperature": 0.6, "unknown": {"a": [None]}}
+    tokenizer = ByteLevelBPE.train(["some text to learn from, some more text"], vocab_size=270)
+    assert model.generation is None
+    model.generation, tokenizer.chat_template = settings, "{{ messages }}"
+    pyllm.save(model, tokenizer, tmp_path / "m")
+    again, its_tokenizer = pyllm.load(tmp_path / "m")
+    assert again.generation == settings and its_tokenizer.chat_template == "{{ messages }}"
+    pyllm.save(again, its_tokenizer, tmp_path / "n")
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert json.loads((tmp_path / "m" / name).read_text()) == json.loads((tmp_path / "n" / name).read_text())
+    (tmp_path / "m/generation_config.json").write_text("[1]")
+    with pytest.raises(FormatError, match="generation_config.json: a list; expected an object"):
+        pyllm.load(tmp_path / "m")
+
+
+def test_config_json_tells_what_the_weights_are(tmp_path):
+    """A checkpoint in bfloat16 that is saved in float32 says so: others would round it again."""
+    model = build({**LLAMA, "torch_dtype": "bfloat16"}, seed=0)
+    for dtype, word in (("f32", "float32"), ("bf16", "bfloat16"), ("f16", "float16")):
+        pyllm.save(model, None, tmp_path / "m", dtype=dtype)
+        config = json.loads((tmp_path / "m/config.json").read_text())
+        assert config["dtype"] == word and "torch_dtype" not in config
+    with pytest.raises(ValueError, match="dtype='f64'; expected one of f32, f16, bf16"):
+        pyllm.save(model, None, tmp_path / "m", dtype="f64")
+
+
+def test_torch_files_are_refused_with_a_way_out(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(GPT2))
+    for name in ("pytorch_model.bin", "model.pt", "model.pth"):
+        with zipfile.ZipFile(tmp_path / name, "w") as file:
+            file.writestr("archive/data.pkl", b"\x80\x02.")
+        with pytest.raises(FormatError, match="a PyTorch file.*weights_only=True"):
+            pyllm.load(tmp_path)
+        with pytest.raises(FormatError, match="a PyTorch file.*weights_only=True"):
+            pyllm.load(tmp_path / name)
+        (tmp_path / name).unlink()

@@ -40,6 +40,24 @@ def map_file(path, private=False):
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY if private else mmap.ACCESS_READ), np.uint8)
 
 
+def release(array):
+    """Gives back the memory of a mapped array that nobody has written to: its pages are read from the file again when they are touched."""
+    import mmap
+
+    owner = array
+    while not isinstance(owner, mmap.mmap):
+        owner = owner.obj if isinstance(owner, memoryview) else getattr(owner, "base", None)
+        if owner is None:
+            return
+    if hasattr(mmap, "MADV_DONTNEED"):  # not everywhere
+        import numpy as np
+
+        start = array.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
+        first, end = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, (start + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < end:
+            owner.madvise(mmap.MADV_DONTNEED, first, end - first)
+
+
 # ---- atomic files and folders
 
 def write_atomic(path, data, size=None):

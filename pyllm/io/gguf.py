@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import FormatError
 from .files import map_file, write_atomic
 from .ggml import KINDS, Blocks, bytes_of, kind_of
-from .safetensors import DTYPES
+from .safetensors import DTYPES, refuse_archive
 
 MAGIC = b"GGUF"
 TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 24: "I8",
@@ -40,6 +40,7 @@ def read(path, private=False):
     dimension last. private: views that can be written to without reaching the file. FormatError names file, key and tensor.
     """
     buffer = map_file(path, private)
+    refuse_archive(bytes(buffer[:4096]), path)
     reader = _Reader(buffer, path)
     metadata, infos, start = reader.header()
     return metadata, {name: _tensor(buffer[start + at :], kind, shape) for name, (kind, shape, at) in infos.items()}

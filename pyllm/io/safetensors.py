@@ -85,7 +85,7 @@ def read_shards(folder, private=False):
     if not index.exists():
         for other in sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt*")) + sorted(folder.glob("*.ckpt")):
             with open(other, "rb") as file:
-                _refuse_archive(file.read(4096), other)
+                refuse_archive(file.read(4096), other)
         raise FileNotFoundError(f"{folder}: neither model.safetensors nor model.safetensors.index.json is there")
     document = read_json(index)
     where = document.get("weight_map") if isinstance(document, dict) else None
@@ -114,7 +114,7 @@ def _read_header(path):
     with open(path, "rb") as file:
         head = file.read(4096)
         if len(head) < 8 or head[8:9] != b"{":
-            _refuse_archive(head, path)
+            refuse_archive(head, path)
         if len(head) < 8:
             raise FormatError(f"{path}: {size} bytes; a safetensors file has at least 8")
         length = int.from_bytes(head[:8], "little")
@@ -185,13 +185,13 @@ def _tensor(buffer, entry, path, name):
         raise FormatError(f"{path}: tensor {_short(name)}: shape {_short(entry.shape)}: {error}") from None
 
 
-def _refuse_archive(head, path):
+def refuse_archive(head, path):
     """FormatError for PyTorch's own files, known by content: opening them runs code that they hold."""
     zipped = head[:4] == b"PK\x03\x04"
     if head[:1] == b"\x80" and head[1:2] <= b"\x05" or zipped:
         inside = " (a zip archive with data.pkl)" if zipped and b"data.pkl" in head else ""
         raise FormatError(
-            f"{path}: a PyTorch file{inside}, not safetensors. Opening one can run code hidden in it, so pyllm never does. "
+            f"{path}: a PyTorch file{inside}. Opening one can run code hidden in it, so pyllm never does. "
             "If you trust it, convert it once where PyTorch is installed: from safetensors.torch import save_file; "
             "save_file(torch.load(path, weights_only=True), 'model.safetensors')")
 
