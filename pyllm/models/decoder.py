@@ -93,6 +93,11 @@ class DecoderConfig(Config):
     init_std = property(lambda self: self.initializer_range)
     activation = property(lambda self: ACTIVATIONS[getattr(self, self.activation_key)])
 
+    @property
+    def causal(self):
+        """Whether a position sees no later one: "is_causal": false makes an encoder of embeddings out of a decoder."""
+        return self.extra.get("is_causal") is not False
+
     # ---- what a family may say otherwise
     activation_key = "hidden_act"
     qkv_bias = out_bias = mlp_bias = False
@@ -125,6 +130,8 @@ class Decoder(Trunk):
 
     def __init__(self, c, checkpointing=False):
         self.config, self.checkpointing = c, checkpointing
+        if c.extra.get("is_causal") is False and any(map(c.window, range(c.num_hidden_layers))):
+            raise ConfigError(f"{c.model_type} config: is_causal=False with a window of keys; only one of both is supported")
         tables = {}
         for kind in map(c.rope, range(c.num_hidden_layers)):
             tables.setdefault(repr(kind), RotaryTable(c.head_size, *kind, context=c.max_position_embeddings))
@@ -137,6 +144,8 @@ class Decoder(Trunk):
 
     def __call__(self, tokens, segments=None, cache=None, rng: Rng | None = None):
         tokens, segments = self.check(tokens, segments, cache)
+        if cache is not None and not self.config.causal:
+            raise ValueError(f"{type(self).__name__}: a cache for a model whose positions see later ones: it predicts no next token")
         prefixes, skip = [block.self_attn.prefix for block in self.layers], 0
         at, ahead = self.standing(tokens, segments, cache, prefixes, self.limit())
         x = self.embed_tokens(tokens, rng)

@@ -11,7 +11,7 @@ class Gemma3Config(DecoderConfig):
     """Keys of the Hugging Face config.json; defaults are the library's. rope_theta and rope_scaling are the global layers'."""
 
     model_type, architecture, base_architecture = "gemma3_text", "Gemma3ForCausalLM", "Gemma3TextModel"
-    FIXED = {**DecoderConfig.FIXED, "final_logit_softcapping": None, "attn_logit_softcapping": None, "use_bidirectional_attention": False}
+    FIXED = {**DecoderConfig.FIXED, "final_logit_softcapping": None, "attn_logit_softcapping": None}
     vocab_size: int = 262208
     hidden_size: int = 2304
     intermediate_size: int = 9216
@@ -59,8 +59,13 @@ class Gemma3Config(DecoderConfig):
             return self.layer_types[layer] == "sliding_attention"
         return (layer + 1) % self.sliding_window_pattern != 0
 
+    @property
+    def causal(self):
+        return not self.extra.get("use_bidirectional_attention")
+
     def window(self, layer):
-        return self.sliding_window if self.local(layer) else 0
+        """With both sides, half as many on each."""
+        return (self.sliding_window if self.causal else self.sliding_window // 2 + 1) if self.local(layer) else 0
 
     def rope(self, layer):
         return (self.rope_local_base_freq, None) if self.local(layer) else (self.rope_theta, self.rope_scaling)

@@ -62,7 +62,7 @@ class RelativeBias(Module):
 
 
 class RotaryAttention(Module):
-    """Causal self-attention with rotary positions and grouped heads. c: a DecoderConfig, which says what the family adds."""
+    """Self-attention with rotary positions and grouped heads. c: a DecoderConfig, which says what the family adds."""
 
     def __init__(self, c, layer, rotary):
         d, std = c.head_size, c.initializer_range
@@ -72,7 +72,7 @@ class RotaryAttention(Module):
         self.o_proj = Linear(c.num_attention_heads * d, c.hidden_size, c.out_bias, std / (2 * c.num_hidden_layers) ** 0.5)
         self.q_norm, self.k_norm = (c.norm(d, c.rms_norm_eps) if c.qk_norm else None for _ in range(2))
         self.heads, self.kv_heads, self.head_size = c.num_attention_heads, c.kv_heads, d
-        self.layer, self.rotary = layer, rotary
+        self.layer, self.rotary, self.causal = layer, rotary, c.causal
         self.window, self.scale, self.p, self.prefix = c.window(layer), c.scale, c.attention_dropout, None
 
     def __call__(self, x, at, segments, cache, rng):
@@ -82,8 +82,8 @@ class RotaryAttention(Module):
             q, k = self.q_norm(q), self.k_norm(k)
         cos, sin = self.rotary(at.max())
         q, k = (ops.rope(y, cos=cos, sin=sin, positions=at) for y in (q, k))
-        return attend(q, k, v, window=self.window, segments=segments, cache=cache, layer=self.layer, prefix=self.prefix, scale=self.scale,
-                      p=self.p, rng=rng)
+        return attend(q, k, v, causal=self.causal, window=self.window, segments=segments, cache=cache, layer=self.layer,
+                      prefix=self.prefix, scale=self.scale, p=self.p, rng=rng)
 
 
 class GatedMLP(Module):

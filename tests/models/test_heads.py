@@ -139,3 +139,28 @@ def test_values_of_an_answer_are_those_of_the_decoders_tokens(config):
     values = model(TOKENS, decoder_tokens=answer).data
     assert values.shape == (3, 4)
     np.testing.assert_allclose(model(TOKENS, decoder_tokens=answer[:, :2]).data, values[:, :2], atol=2e-5)
+
+
+def test_a_decoder_may_see_both_sides():
+    import pyllm
+    from pyllm.errors import ConfigError
+
+    gemma = {**LLAMA, "model_type": "gemma3_text", "head_dim": 4, "num_key_value_heads": 1,
+             "sliding_window": 4, "sliding_window_pattern": 2}
+    for config, key in ((LLAMA, {"is_causal": False}), (gemma, {"use_bidirectional_attention": True})):
+        causal, both = build(config, seed=1), build({**config, **key}, seed=1)
+        changed = TOKENS.copy()
+        changed[:, -1] = 9
+        first = lambda model, tokens: model(tokens).data[:, 0]  # noqa: E731
+        assert np.array_equal(first(causal, TOKENS), first(causal, changed))
+        assert (first(both, TOKENS) != first(both, changed)).any(1).all()
+        assert np.array_equal(first(both, TOKENS[:1])[0], first(both, TOKENS)[0])
+        with pytest.raises(ValueError, match="it predicts no next token"):
+            pyllm.generate(both, None, [1, 2])
+    # a window of 4 sees 3 keys on each side: 4 // 2 + 1 counts the query's own
+    narrow = build({**gemma, "use_bidirectional_attention": True, "num_hidden_layers": 1, "sliding_window_pattern": 9}, seed=1)
+    out = narrow(TOKENS).data
+    seen = [(narrow(np.where(np.arange(7) == j, 9, TOKENS)).data[0, 3] != out[0, 3]).any() for j in range(7)]
+    assert seen == [False, True, True, True, True, True, False]
+    with pytest.raises(ConfigError, match="is_causal=False with a window"):
+        build({**LLAMA, "model_type": "mistral", "is_causal": False, "num_key_value_heads": 3})
