@@ -79,7 +79,7 @@ class Decoder:
 
     def scores(self, logp=False):
         """-> (m, V) float32: the logits, or log p, of the next token of the rows at places `at`, after the steps before the temperature."""
-        self.current = self.logits[self.at, self.place]
+        self.current = self.logits[:, 0] if self.logits.shape[1] == 1 else self.logits[self.at, self.place]
         scores = (K.log_softmax(self.current) if logp else self.current)[:, : self.vocabulary]
         allowed = self.matcher and [self.matcher.allowed(self.states[i], self._left(i)) for i in self.at]
         texts = [self.history[i] for i in self.at]

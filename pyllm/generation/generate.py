@@ -56,7 +56,8 @@ def generate(model, tokenizer, prompts, *, seed=0, slide=False, logprobs=False, 
         raise ConfigError(f"generate: logprobs={logprobs!r}; expected True (by the model alone), \"tempered\" or False")
     searched = beams.num_beams > 1
     if searched and (logprobs or slide or draft is not None or stop):
-        raise ConfigError(f"generate: num_beams={beams.num_beams} with logprobs, slide, draft or stop; a search has none of them")
+        raise ConfigError(f"generate: num_beams={beams.num_beams} with logprobs, slide, draft or stop; a search has none of them. "
+                          "Hint: num_beams=1")
     heat = sampling.temperature if logprobs == "tempered" and sampling.temperature else 1.0
     copies = beams.num_beams if searched else beams.num_return_sequences
     decoder = _decoder(model, tokenizer, rows, sampling, max_tokens, seed, slide, copies, constraint, draft, session)

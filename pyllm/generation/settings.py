@@ -46,9 +46,9 @@ def settings(model, given, sampling=None):
 
     model.generation holds the keys of generation_config.json, which then mean what they mean in transformers: without "do_sample": true
     the likeliest token is taken, with it top_k is 50 unless the file says otherwise; max_length and min_length, of an encoder-decoder
-    alone, count the start token. A caller who names a temperature, top_k, top_p or min_p draws. Where there is no such file, the keys
-    that config.json has are taken, and tokens are drawn at temperature 1 from the whole vocabulary. ConfigError: an unknown name, a value
-    out of range.
+    alone, count the start token. A caller who names a temperature, top_k, top_p or min_p draws, and does not search. Where there is no
+    such file, the keys that config.json has are taken, and tokens are drawn at temperature 1 from the whole vocabulary. ConfigError: an
+    unknown name, a value out of range.
     """
     if not isinstance(model, (CausalLM, EncoderDecoder)):
         raise ValueError(f"generate: a {type(model).__name__} predicts no next token; expected a causal model or an encoder-decoder")
@@ -72,6 +72,8 @@ def settings(model, given, sampling=None):
         values.setdefault("top_k", 50)
     elif model.generation is not None and not any(name in given for name in DRAWING):
         values["temperature"] = 0
+    if given.get("temperature") != 0 and any(name in given for name in DRAWING):
+        values["num_beams"] = 1  # of the file: who draws does not search
     values |= given
     if values.get("num_beams", 1) > 1:
         if any(given.get(name) for name in ("temperature", "top_k", "min_p")) or given.get("top_p", 1) != 1:

@@ -125,6 +125,8 @@ def test_generation_config_decides_where_the_caller_does_not(filed):
     filed({"do_sample": True, "temperature": 0.8, "top_p": 0.9, "max_new_tokens": 4})
     assert ids() == cut and ids(temperature=0) == greedy and ids(sampling=Sampling()) == drawn
     assert generate(model, None, [5, 9], seed=1).ids == cut[:4]
+    filed({"num_beams": 3, "length_penalty": 0.0})
+    assert ids() == generate(model, None, [5, 9], max_tokens=10, num_beams=3, length_penalty=0.0).ids and ids(temperature=1.0) == drawn
     filed({"eos_token_id": [greedy[2], 7]})
     assert ids() == greedy[: greedy.index(greedy[2]) + 1]
 
