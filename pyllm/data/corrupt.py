@@ -112,7 +112,8 @@ def infill(ids, rng, mask, rate=0.3, mean=3.0):
         lengths += [int(rng.poisson(mean))]
     if lengths:
         lengths[-1] -= sum(lengths) - budget  # the last one is cut to what is left
-    lengths = sorted(lengths, reverse=True)[: len(ids) - budget + 1]  # slots before, between and behind the tokens that stay
+    # As many as there are slots before, between and behind the tokens that stay, and so few that the row does not grow.
+    lengths = sorted(lengths, reverse=True)[: min(len(ids) - budget + 1, budget)]
     lengths = np.array(lengths, int)[rng.permutation(len(lengths))]
     slots = np.sort(rng.permutation(len(ids) - lengths.sum() + 1)[: len(lengths)])
     begins = slots + np.cumsum(lengths) - lengths

@@ -95,13 +95,18 @@ class Marks:
         self.sentinels = []
         while len(self.sentinels) < len(SENTINELS) and (id := named.get(SENTINELS[len(self.sentinels)])) is not None:
             self.sentinels.append(id)
-        empty = tokenizer.encode("")  # what the template puts around a text
-        self.before, self.after = ([], []) if corruption.loss != "mlm" else (empty[: (len(empty) + 1) // 2], empty[(len(empty) + 1) // 2 :])
+        self.before, self.after = ([], []) if corruption.loss == "clm" else _template(tokenizer)
+        if corruption.loss == "seq2seq" and not self.after:
+            self.after = self.eos
         has = {"<mask>": self.mask, SENTINELS[0]: len(self.sentinels) > 1 or None, **{names[0]: self.modes[m] for m, names in MODES},
                **dict(zip((names[0] for names in MIDDLE), (self.prefix, self.suffix, self.middle)))}
         if missing := [token for token in corruption.specials if token in has and has[token] is None]:
             raise ConfigError(f"this corruption needs the special token{'s' if len(missing) > 1 else ''} {', '.join(missing)}, which the "
                               "tokenizer does not have. Hint: a tokenizer that is trained for the objective has them")
+
+    def wrapped(self, ids):
+        """ids -> the same with the template's tokens around them, or at least an end token."""
+        return [*self.before, *ids, *self.after]
 
     around = property(lambda self: [*self.before, *self.after])
 
@@ -143,6 +148,13 @@ class Marks:
         return ends
 
 
+def _template(tokenizer):
+    """-> the ids that the tokenizer's template puts before a text, and those behind it."""
+    empty = tokenizer.encode("")
+    begins = next((i for i, id in enumerate(empty) if id in (tokenizer.eos_id, tokenizer.sep_id)), len(empty))
+    return empty[:begins], empty[begins:]
+
+
 # ---- a window each
 
 def _masked(whole_words):
@@ -152,37 +164,37 @@ def _masked(whole_words):
         tokens, targets = corrupt.mask_tokens(ids, rng, m.mask, m.ordinary, words, m.rate)
         ignored = [IGNORED] * len(m.around)
         begins = [b + len(m.before) for b in borders if b < len(ids)]
-        return [*m.before, *tokens, *m.after], [*ignored[: len(m.before)], *targets, *ignored[len(m.before) :]], begins
+        return m.wrapped(tokens), [*ignored[: len(m.before)], *targets, *ignored[len(m.before) :]], begins
     return row
 
 
 def _spans(ids, borders, rng, m):
     inputs, outputs = corrupt.corrupt_spans(ids[:-1], rng, m.sentinels, m.rate)
-    return [*inputs, *m.eos], [*outputs, *m.eos], ()
+    return m.wrapped(inputs), m.wrapped(outputs), ()
 
 
 def _spans_window(length, rate):
     """The most tokens whose inputs fit, as T5's code finds it."""
     n = 0
-    while corrupt.span_lengths(n + 1, rate)[0] + 1 <= length:
+    while corrupt.span_lengths(n + 1, rate)[0] <= length:
         n += 1
     return n
 
 
 def _denoised(ids, borders, rng, m):
     inputs, outputs = corrupt.denoise(ids[:-1], rng, m.sentinels, m.modes)
-    return [*inputs, *m.eos], [*outputs, *m.eos], ()
+    return m.wrapped(inputs), m.wrapped(outputs), ()
 
 
 def _infilled(ids, borders, rng, m):
     ids = ids[:-1]
     inputs = corrupt.infill(corrupt.permute_sentences(ids, rng, m.sentence_ends[ids]), rng, m.mask, m.rate)
-    return [*inputs, *m.eos], [*ids, *m.eos], ()
+    return m.wrapped(inputs), m.wrapped(ids), ()
 
 
 def _prefix(ids, borders, rng, m):
     prefix, suffix = corrupt.split_prefix(ids[:-1], rng)
-    return [*prefix, *m.eos], [*suffix, *m.eos], ()
+    return m.wrapped(prefix), m.wrapped(suffix), ()
 
 
 def _suffix(ids, borders, rng, m):
@@ -217,8 +229,8 @@ CORRUPTIONS = {
     "wwm": Corruption("mlm", ("<mask>",), lambda length, rate: length, _masked(True), 0.15),
     "span": Corruption("seq2seq", SENTINELS, _spans_window, _spans, 0.15),
     "ul2": Corruption("seq2seq", (*SENTINELS, *(names[0] for _, names in MODES)), lambda length, rate: length - 1, _denoised),
-    "infill": Corruption("seq2seq", ("<mask>",), lambda length, rate: length - 2, _infilled, 0.3),
-    "prefix": Corruption("seq2seq", (), lambda length, rate: length - 1, _prefix),
+    "infill": Corruption("seq2seq", ("<mask>",), lambda length, rate: length, _infilled, 0.3),
+    "prefix": Corruption("seq2seq", (), lambda length, rate: length, _prefix),
     "suffix": Corruption("clm", (), lambda length, rate: length, _suffix),
     "fim": Corruption("clm", tuple(names[0] for names in MIDDLE), lambda length, rate: length - 3, _filled, 0.5),
 }

@@ -132,6 +132,17 @@ def test_masked_rows_keep_documents_apart_and_carry_the_templates_tokens():
         assert all(tuple(ids[i : i + 3]) in starts for i in begins if i < T - 4)
 
 
+def test_both_sides_of_an_encoder_decoder_carry_the_templates_tokens():
+    """As BART's files have it: <s> text </s> is read and told, behind the start token."""
+    tokenizer = WordPiece.train(TEXT, 120)
+    form = Corrupted("infill", tokenizer, [tokenizer.sep_id])
+    batch = next(validation(shards(tokenizer), 3, T, form))
+    assert form.window(T) == T - 2 and (batch.tokens[:, 0] == tokenizer.cls_id).all()
+    assert (batch.decoder_tokens[:, 0] == tokenizer.sep_id).all()
+    assert (batch.targets[:, 0] == tokenizer.cls_id).all() and (batch.targets[:, -1] == tokenizer.sep_id).all()
+    assert all(row[segments > 0][-1] == tokenizer.sep_id for row, segments in zip(batch.tokens, batch.segments))
+
+
 def test_whole_words_are_found_in_every_kind_of_vocabulary():
     text = "Hello brown dogs, barking. Yes"
     for tokenizer in (BPE, WordPiece.train(TEXT + [text], 90), CharTokenizer.train(TEXT + [text], special_tokens=("<mask>",))):
