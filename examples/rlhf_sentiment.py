@@ -223,7 +223,7 @@ def prepare(args, out):
     if (out / "reward" / "config.json").is_file():
         model, tokenizer = pyllm.load(out / "model")
         scorer, _ = pyllm.load(out / "reward")
-        return texts, model, tokenizer, align.RewardModel(scorer, **json.loads((out / "gain.json").read_text())), judge
+        return texts, model, tokenizer, align.RewardModel(scorer), judge
     print("1. a tokenizer and a language model of film reviews", flush=True)
     tokenizer = ByteLevelBPE.train([" " + text for text in texts], vocab_size=512 if args.quick else 1024)
     model = pretrain(texts, tokenizer, 10 if args.quick else 1000, seed=0)
@@ -240,7 +240,6 @@ def prepare(args, out):
           f"the judge is right about {np.mean([(judge.odds(t) > 0) == y for t, y in zip(dev, dev_labels)]):.3f} of held-out reviews")
     pyllm.save(model, tokenizer, out / "model")
     pyllm.save(reward.model, tokenizer, out / "reward")
-    (out / "gain.json").write_text(json.dumps({"gain": reward.gain, "bias": reward.bias}))
     return texts, model, tokenizer, reward, judge
 
 

@@ -30,16 +30,19 @@ def run(args):
 class Compared:
     """Batches whose rows know the policy's divergence from the reference, one number for all micro-batches of a step."""
 
-    def __init__(self, batches, accumulate, policy, reference):
-        self.batches, self.accumulate, self.policy, self.reference, self.ready = batches, accumulate, policy, reference, []
+    def __init__(self, batches, t, policy, reference):
+        self.batches, self.t, self.policy, self.reference, self.ready = batches, t, policy, reference, []
 
     def __iter__(self):
         return self
 
     def __next__(self):
         if not self.ready:  # a step begins: its weights are those that the estimate is of
-            some = [next(self.batches) for _ in range(self.accumulate)]
-            self.ready = with_kl(some, self.policy, self.reference)
+            from pyllm.autograd import precision
+
+            some = [next(self.batches) for _ in range(self.t.accumulate)]
+            with precision(self.t.precision):
+                self.ready = with_kl(some, self.policy, self.reference)
         return self.ready.pop(0)
 
     def state(self):
@@ -68,6 +71,7 @@ def kto(config, out, resume=False, until=None):
 
     from pyllm import objectives, training
     from pyllm.align import frozen_copy
+    from pyllm.autograd import precision
     from pyllm.cli import run as runs
     from pyllm.cli.dpo import without_dropout
     from pyllm.cli.sft import architecture, open_model
@@ -90,10 +94,11 @@ def kto(config, out, resume=False, until=None):
 
     def evaluate():
         valid = preferences.batches(rows["valid"], model, t, False)
-        found = training.evaluate(model, objective, with_kl(list(islice(valid.once(), t.eval_batches or None)), model, reference))
+        with precision(t.precision):
+            found = training.evaluate(model, objective, with_kl(list(islice(valid.once(), t.eval_batches or None)), model, reference))
         values = {"valid_loss": found.loss, **{f"valid_{name}": value for name, value in found.metrics.items()}}
         return found.loss, values, runs.described(values).removeprefix("validation ")
 
     return preferences.learn("kto", config, out, model, tokenizer, rows, objective, checkpoint, evaluate=evaluate,
-                             train=Compared(preferences.batches(rows["train"], model, t), t.accumulate, model, reference),
+                             train=Compared(preferences.batches(rows["train"], model, t), t, model, reference),
                              sample=preferences.answers(model, tokenizer, rows["valid"], t.sample_tokens), until=until)

@@ -89,12 +89,16 @@ def together(items, model):
 
 
 def remember(items, model, t):
-    """Puts log p of each response under `model`, which does not learn yet, into every Row's extra: the reference, computed once."""
+    """Puts log p of each response under `model`, which does not learn yet, into every Row's extra: the reference, computed once.
+
+    In the precision of the training, whose log-probabilities are compared with these.
+    """
     from pyllm.align import with_reference
+    from pyllm.autograd import precision
     from pyllm.data.render import rows_of
     from pyllm.progress import Progress
 
-    with Progress(len(items), "reference", "example") as bar:
+    with precision(t.precision), Progress(len(items), "reference", "example") as bar:
         for begin in range(0, len(items), t.batch):
             some = items[begin : begin + t.batch]
             known = with_reference(together(some, model), model).extra["ref_logp"]
@@ -106,6 +110,7 @@ def remember(items, model, t):
 def learn(verb, config, out, model, tokenizer, rows, objective, checkpoint, *, train, evaluate=None, sample=None, until=None):
     """Runs the training -> exit code. train: endless Batches. evaluate: as pyllm.cli.run has it; None: the objective on rows["valid"]."""
     from pyllm import training
+    from pyllm.autograd import precision
     from pyllm.cli import run as runs
     from pyllm.io.files import write_toml
 
@@ -118,7 +123,8 @@ def learn(verb, config, out, model, tokenizer, rows, objective, checkpoint, *, t
     print(f"steps      {steps:,}; {an_epoch:,} are an epoch", flush=True)
 
     def scores():
-        found = training.evaluate(model, objective, islice(batches(rows["valid"], model, t, False).once(), t.eval_batches or None))
+        with precision(t.precision):
+            found = training.evaluate(model, objective, islice(batches(rows["valid"], model, t, False).once(), t.eval_batches or None))
         values = {"valid_loss": found.loss, **{f"valid_{name}": value for name, value in found.metrics.items()}}
         return found.loss, values, runs.described(values).removeprefix("validation ")
 

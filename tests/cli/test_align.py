@@ -75,6 +75,14 @@ def test_dpo_and_its_relatives_learn(here, tmp_path, loss):
     assert samples[0]["samples"][0].keys() == {"prompt", "text", "before"}
 
 
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_the_reference_is_remembered_in_the_precision_of_the_training(here, tmp_path, precision):
+    """Before the first step every margin is 0 to the bit: answers in other batches, of other widths, have the same log-probabilities."""
+    assert pyllm_(here, "dpo", "pairs.jsonl", tmp_path / "r", *SHORT[:4], "--steps", "2", "--precision", precision) == 0
+    first = log(tmp_path / "r")[0]
+    assert first["rewards/margins"] == 0 and first["rewards/chosen"] == 0 and first["logps/chosen"] < 0
+
+
 @pytest.mark.parametrize("verb, data, more", [("reward", "pairs.jsonl", ()), ("dpo", "pairs.jsonl", ()), ("kto", "single.jsonl", ())])
 def test_a_run_that_stops_goes_on_with_the_same_bits(here, tmp_path, verb, data, more):
     module = importlib.import_module(f"pyllm.cli.{verb}")
