@@ -15,7 +15,7 @@ import numpy as np
 import common
 
 import pyllm
-from pyllm import data, peft, training
+from pyllm import data, peft, plot, training
 from pyllm.evaluate import accuracy
 from pyllm.measure import peak_rss_mb
 from pyllm.objectives import classify
@@ -74,14 +74,8 @@ def table(rows):
 
 
 def chart(rows, path):
-    try:
-        import matplotlib
-    except ImportError:
-        print("no chart. Hint: pip install matplotlib (the extra `plot`)")
+    if (pyplot := plot.pyplot(path)) is None:
         return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     for row in rows:
         axes.scatter(row["trainable"], row["accuracy"])

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import pyllm
-from pyllm import align, objectives, training
+from pyllm import align, objectives, plot, training
 from pyllm.align.update import updates
 from pyllm.autograd import Rng
 from pyllm.data import in_memory
@@ -194,14 +194,8 @@ def report(out, start):
         text.append(f"| {method} | {seeds} | {' | '.join(' / '.join(c) for c in columns)} | {np.mean([r['seconds'] for r in runs]):.0f} |")
     (out / "table.md").write_text("\n".join(text) + "\n", encoding="utf-8")
     print("\n".join(text))
-    try:
-        import matplotlib
-    except ImportError:
-        print("chart: none. Hint: pip install matplotlib")
+    if (pyplot := plot.pyplot("the chart of reward against KL")) is None:
         return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     for (method, seed), line in sorted(found.items()):
         for ax, name in zip(axes, ("reward", "positive")):

@@ -22,7 +22,7 @@ CODE = PYTHON + CPP + NATIVE + SCRIPTS + [ROOT / "setup.py"]
 
 # A part imports only from itself and from lower layers.
 LAYERS = [
-    {"__init__", "errors", "env", "progress", "extension"},
+    {"__init__", "errors", "env", "progress", "plot", "extension"},
     {"kernels", "io"},
     {"measure"},
     {"autograd", "text", "data"},

@@ -1,6 +1,8 @@
 """pyllm bench: this machine's limits, how near the kernels and whole models come, and what a training run would take. About a minute."""
 import sys
 
+from pyllm import plot
+
 STEP = 8.0  # seconds: a training step longer than that is measured on fewer rows, then on fewer layers
 
 
@@ -341,11 +343,8 @@ def chart(rows, heading, path):
     """Writes bars of % of the limit: a group a row, a colour a precision."""
     import textwrap
 
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    if (pyplot := plot.pyplot(path)) is None:
+        return
     groups = {}
     for row in rows:
         if row["pct_limit"]:

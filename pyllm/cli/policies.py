@@ -8,6 +8,7 @@ import contextlib
 from dataclasses import MISSING, dataclass, fields, make_dataclass
 from pathlib import Path
 
+from pyllm import plot
 from pyllm.cli.config import key
 
 HELD = 8  # prompts that are never learned from: the samples are of them
@@ -232,16 +233,10 @@ CURVES = {"reward": ("objective/scores", "reward"), "KL, nats a response": ("obj
 
 def chart(out, verb):
     """Writes curves.png from metrics.jsonl, where matplotlib is installed."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("chart      none. Hint: pip install matplotlib (the extra `plot`) for curves.png")
-        return
     from pyllm.training import read_log
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    if (pyplot := plot.pyplot("curves.png")) is None:
+        return
     lines = read_log(out / "metrics.jsonl")
     figure, axes = pyplot.subplots(2, 2, figsize=(9, 6), layout="constrained", sharex=True)
     for ax, (label, names) in zip(axes.flat, CURVES.items()):

@@ -8,6 +8,8 @@ import contextlib
 from dataclasses import asdict
 from pathlib import Path
 
+from pyllm import plot
+
 
 def newest(verb, out, resume):
     """-> Path of the checkpoint a run goes on from, or None. ConfigError: one is there and resume is not asked for."""
@@ -100,16 +102,10 @@ def described(found):
 
 def chart(out):
     """Writes loss.png from metrics.jsonl, where matplotlib is installed: losses on the left, other scores on the right."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("chart      none. Hint: pip install matplotlib (the extra `plot`) for loss.png")
-        return
     from pyllm.training import read_log
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    if (pyplot := plot.pyplot("loss.png")) is None:
+        return
     lines = read_log(out / "metrics.jsonl")
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     right = sorted({name for line in lines for name in line if name.startswith("valid_")} - {"valid_loss"})

@@ -11,6 +11,8 @@ import re
 import shutil
 from pathlib import Path
 
+from pyllm import plot
+
 
 def add_arguments(parser):
     parser.add_argument("config", help="a TOML file: the verb's sections and [search]")
@@ -174,14 +176,8 @@ def _report(trials, ranges, out):
         note = "" if _ended(t) else "  given up"
         print(f"{t.user_attrs['folder']:>5}  {_score(t):>10.4f}  {_words(t.params)}{note}")
     print(f"best       trial {trials[0].user_attrs['folder']}: {out / 'best.toml'}")
-    try:
-        import matplotlib
-    except ImportError:
-        print("chart      none. Hint: pip install matplotlib (the extra `plot`) for tune.png")
+    if (pyplot := plot.pyplot("tune.png")) is None:
         return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     figure, axes = pyplot.subplots(1, 1 + len(ranges), figsize=(4 * (1 + len(ranges)), 3.5), layout="constrained", sharey=True)
     for kept, marker in ((True, "o"), (False, "x")):
         shown = [t for t in trials if _ended(t) == kept and t.intermediate_values]

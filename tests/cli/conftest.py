@@ -1,16 +1,8 @@
-"""One thread: these models are far too small for two, and on a busy machine two wait for each other. Results do not depend on it."""
+"""Models and data that the tests of the shell share; one thread, see tests/one_thread.py."""
 import pytest
 
-from pyllm import kernels as K
 from tests.cli import small
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = K.num_threads()
-    K.set_num_threads(1)
-    yield
-    K.set_num_threads(before)
+from tests.one_thread import one_thread  # noqa: F401
 
 
 @pytest.fixture(scope="session")
