@@ -72,6 +72,17 @@ class Config:
         if getattr(self, key) not in ACTIVATIONS:
             raise ConfigError(f"{self.model_type} config: {key}={getattr(self, key)!r}; expected one of {', '.join(ACTIVATIONS)}")
 
+    def check_position(self, width, heads):
+        """ConfigError unless `position` is one of POSITIONS that fits."""
+        if self.position not in POSITIONS:
+            raise ConfigError(f"{self.model_type} config: position={self.position!r}; expected one of {', '.join(POSITIONS)}")
+        if self.position == "rope" and width // heads % 2:
+            raise ConfigError(f"{self.model_type} config: a width of {width} and {heads} heads: rope wants heads of an even size")
+
+
+# How a token knows where it stands: vectors added to the embeddings (learned, sinusoidal), rotations (rope), biases of scores (alibi, t5)
+POSITIONS = ("learned", "sinusoidal", "rope", "alibi", "t5")
+
 
 class Count(int):
     """The type of a field that may be 0."""

@@ -1,12 +1,13 @@
-"""BERT: both directions, post-norm blocks, learned positions and token types; masked language modelling (Devlin et al. 2019)."""
+"""BERT: both directions, post-norm blocks, learned positions or, from scratch, others; masked language modelling (Devlin et al. 2019)."""
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from pyllm.autograd import Rng, ops
+from pyllm.autograd import Rng, Tensor, ops
 from pyllm.errors import ConfigError
 from pyllm.models.base import Config, LanguageModel, Trunk, edge_token
-from pyllm.nn import ACTIVATIONS, Embedding, LayerNorm, Linear, Module, attend, parameter, positions, split, through, virtual
+from pyllm.nn import (ACTIVATIONS, Embedding, LayerNorm, Linear, Module, RelativeBias, RotaryTable, alibi, attend, parameter, positions,
+                      sinusoids, split, through, virtual)
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class BertConfig(Config):
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
+    position: str = "learned"  # or another of POSITIONS; not a key of the checkpoint's library, which knows the learned ones alone
     extra: dict = field(default_factory=dict)
 
     @classmethod
@@ -47,6 +49,7 @@ class BertConfig(Config):
             raise ConfigError(f"bert config: hidden_size={self.hidden_size} is not a multiple of "
                               f"num_attention_heads={self.num_attention_heads}")
         self.check_activation("hidden_act")
+        self.check_position(self.hidden_size, self.num_attention_heads)
 
     init_std = property(lambda self: self.initializer_range)
     head_dropout = property(lambda self: self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout)
@@ -56,25 +59,34 @@ class Embeddings(Module):
     def __init__(self, c):
         std = c.initializer_range
         self.word_embeddings = Embedding(c.vocab_size, c.hidden_size, std)
-        self.position_embeddings = Embedding(c.max_position_embeddings, c.hidden_size, std)
+        self.position_embeddings = Embedding(c.max_position_embeddings, c.hidden_size, std) if c.position == "learned" else None
+        self.sinusoids = sinusoids(c.max_position_embeddings, c.hidden_size) if c.position == "sinusoidal" else None
         self.token_type_embeddings = Embedding(c.type_vocab_size, c.hidden_size, std)
         self.LayerNorm = LayerNorm(c.hidden_size, c.layer_norm_eps)
 
     def __call__(self, x, at, types):
         """x:(B, T, C) word embeddings at:(B, T) types:(B, T) -> (B, T, C)."""
-        return self.LayerNorm(x + self.position_embeddings(at) + self.token_type_embeddings(types))
+        if self.position_embeddings is not None:
+            x = x + self.position_embeddings(at)
+        if self.sinusoids is not None:
+            x = x + Tensor(self.sinusoids[at])
+        return self.LayerNorm(x + self.token_type_embeddings(types))
 
 
 class Heads(Module):
-    def __init__(self, c):
+    def __init__(self, c, rotary):
+        self.rotary = rotary
         self.query, self.key, self.value = (Linear(c.hidden_size, c.hidden_size, True, c.initializer_range) for _ in range(3))
         self.kv_heads, self.head_size = c.num_attention_heads, c.hidden_size // c.num_attention_heads
         self.p, self.prefix = c.attention_probs_dropout_prob, None
 
-    def __call__(self, x, segments, rng):
+    def __call__(self, x, bias, at, segments, rng):
         """x:(B, T, C) -> (B, T, C), before the output projection."""
         q, k, v = (split(p(x), self.head_size) for p in (self.query, self.key, self.value))
-        return attend(q, k, v, causal=False, segments=segments, prefix=self.prefix, p=self.p, rng=rng)
+        if self.rotary is not None:
+            cos, sin = self.rotary(at.max())
+            q, k = (ops.rope(y, cos=cos, sin=sin, positions=at) for y in (q, k))
+        return attend(q, k, v, bias, causal=False, segments=segments, prefix=self.prefix, p=self.p, rng=rng)
 
 
 class Output(Module):
@@ -90,8 +102,8 @@ class Output(Module):
 
 
 class Attention(Module):
-    def __init__(self, c):
-        self.self, self.output = Heads(c), Output(c, c.hidden_size)
+    def __init__(self, c, rotary):
+        self.self, self.output = Heads(c, rotary), Output(c, c.hidden_size)
 
 
 class Intermediate(Module):
@@ -101,18 +113,20 @@ class Intermediate(Module):
 
 
 class Block(Module):
-    def __init__(self, c):
-        self.attention, self.intermediate, self.output = Attention(c), Intermediate(c), Output(c, c.intermediate_size)
+    def __init__(self, c, rotary):
+        self.attention, self.intermediate, self.output = Attention(c, rotary), Intermediate(c), Output(c, c.intermediate_size)
 
-    def __call__(self, x, segments, rng):
-        x = self.attention.output(self.attention.self(x, segments, rng and rng.fold(2)), x, rng and rng.fold(0))
+    def __call__(self, x, bias=None, *, at, segments, rng):
+        x = self.attention.output(self.attention.self(x, bias, at, segments, rng and rng.fold(2)), x, rng and rng.fold(0))
         inner = self.intermediate.dense(x, activation=self.intermediate.activation)
         return self.output(inner, x, rng and rng.fold(1))
 
 
 class Encoder(Module):
     def __init__(self, c):
-        self.layer = [Block(c) for _ in range(c.num_hidden_layers)]
+        rotary = RotaryTable(c.hidden_size // c.num_attention_heads) if c.position == "rope" else None
+        self.layer = [Block(c, rotary) for _ in range(c.num_hidden_layers)]
+        self.relative_attention_bias = RelativeBias(c.num_attention_heads, True, std=c.initializer_range) if c.position == "t5" else None
 
 
 class Pooler(Module):
@@ -147,11 +161,19 @@ class Bert(Trunk):
         c = self.config
         types = np.zeros_like(tokens) if types is None else self.check_types(types, tokens)
         at = positions(tokens, segments, limit=c.max_position_embeddings - virtual.size(self.prompt))
-        x, at, segments, skip = virtual.embedded(self.prompt, self.embeddings.word_embeddings(tokens, rng), at, segments)
+        x, at, segments, skip = virtual.embedded(self.prompt, self.embeddings.word_embeddings(tokens, rng), at, segments,
+                                                 ordered=c.position in ("alibi", "t5"))
         x = self.embeddings(x, at, np.pad(types, ((0, 0), (skip, 0))))
         x = ops.dropout(x, c.hidden_dropout_prob, rng and rng.fold(c.num_hidden_layers))
-        x = through(self.encoder.layer, x, checkpointing=self.checkpointing, rng=rng, segments=segments)
+        x = through(self.encoder.layer, x, *self.biases(x.shape[1]), checkpointing=self.checkpointing, rng=rng, at=at, segments=segments)
         return x[:, skip:] if skip else x
+
+    def biases(self, t):
+        """-> (Tensor (1, H, T, keys),) that is added to all scores, or (); the prefix's keys are the first."""
+        c, ahead = self.config, virtual.size(self.encoder.layer[0].attention.self.prefix)
+        if c.position == "alibi":
+            return (Tensor(alibi(c.num_attention_heads, t, ahead + t, np.full(1, ahead), causal=False)),)
+        return (self.encoder.relative_attention_bias(t, ahead + t, np.full(1, ahead)),) if c.position == "t5" else ()
 
     def check_types(self, types, tokens):
         types = np.asarray(types)

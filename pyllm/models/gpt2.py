@@ -9,8 +9,6 @@ from pyllm.models.base import CausalLM, Config, Trunk
 from pyllm.nn import (ACTIVATIONS, BlockPlan, Embedding, LayerNorm, Linear, Module, RelativeBias, RotaryTable, alibi,
                       attend, sinusoids, split, step, through, virtual)
 
-# How a token knows where it stands: vectors added to the embeddings (learned, sinusoidal), rotations (rope), biases of scores (alibi, t5)
-POSITIONS = ("learned", "sinusoidal", "rope", "alibi", "t5")
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class GPT2Config(Config):
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
     tie_word_embeddings: bool = True
-    position: str = "learned"  # or one of POSITIONS; not a key of the checkpoint's library, which knows the learned ones alone
+    position: str = "learned"  # or another of POSITIONS; not a key of the checkpoint's library, which knows the learned ones alone
     bias: bool = True  # of every linear layer and layer norm; False as in nanoGPT
     extra: dict = field(default_factory=dict)
 
@@ -45,10 +43,7 @@ class GPT2Config(Config):
         if self.n_embd % self.n_head:
             raise ConfigError(f"gpt2 config: n_embd={self.n_embd} is not a multiple of n_head={self.n_head}")
         self.check_activation("activation_function")
-        if self.position not in POSITIONS:
-            raise ConfigError(f"gpt2 config: position={self.position!r}; expected one of {', '.join(POSITIONS)}")
-        if self.position == "rope" and self.n_embd // self.n_head % 2:
-            raise ConfigError(f"gpt2 config: n_embd={self.n_embd} and n_head={self.n_head}: rope wants heads of an even size")
+        self.check_position(self.n_embd, self.n_head)
 
     init_std = property(lambda self: self.initializer_range)
 

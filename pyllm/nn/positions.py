@@ -57,9 +57,14 @@ def alibi_slopes(heads):
     return np.array(slopes, np.float32)
 
 
-def alibi(heads, queries, keys, starts):
-    """starts:(S,) key index of the first query -> (S, H, queries, keys) float32: what is added to the scores of keys further back."""
-    return alibi_slopes(heads)[:, None, None] * np.minimum(distances(queries, keys, starts), 0)[:, None].astype(np.float32)
+def alibi(heads, queries, keys, starts, causal=True):
+    """starts:(S,) key index of the first query -> (S, H, queries, keys) float32: what is added to the scores of keys further away.
+
+    Without causal, of those behind the query too.
+    """
+    distance = distances(queries, keys, starts)
+    away = np.minimum(distance, 0) if causal else -np.abs(distance)
+    return alibi_slopes(heads)[:, None, None] * away[:, None].astype(np.float32)
 
 
 def sinusoids(rows, channels):

@@ -164,3 +164,29 @@ def test_a_decoder_may_see_both_sides():
     assert seen == [False, True, True, True, True, True, False]
     with pytest.raises(ConfigError, match="is_causal=False with a window"):
         build({**LLAMA, "model_type": "mistral", "is_causal": False, "num_key_value_heads": 3})
+
+
+@pytest.mark.parametrize("position", ["sinusoidal", "rope", "alibi", "t5"])
+def test_an_encoders_positions_of_ones_own_choice(position):
+    """Padding, packing, neighbours, checkpointing, folders, as with the learned ones; order matters, on both sides."""
+    model = build({**BERT, "num_attention_heads": 2, "position": position}, seed=3)
+    assert not any("position_embeddings" in name for name, _ in model.named_parameters())
+    plain = model(TOKENS[:, :6]).data
+    pad = ((0, 0), (3, 2))
+    np.testing.assert_allclose(model(np.pad(TOKENS[:, :6], pad), np.pad(np.ones((3, 6), int), pad)).data[:, 3:9], plain, atol=2e-5)
+    packed = model(TOKENS[:2, :6].reshape(1, 12), np.repeat([[1, 2]], 6, axis=1).astype(np.int32)).data
+    np.testing.assert_allclose(packed.reshape(2, 6, -1), plain[:2], atol=2e-5)
+    assert all(np.array_equal(model(TOKENS[i : i + 1, :6]).data[0], plain[i]) for i in range(3))
+    for order in ([1, 0, 2, 3, 4, 5], [0, 1, 2, 3, 5, 4]):
+        assert np.abs(model(TOKENS[:, order]).data[:, 2] - plain[:, 2]).max() > 1e-4
+    grads = []
+    for checkpointing in (False, True):
+        model.checkpointing = checkpointing
+        for p in model.parameters():
+            p.grad = None
+        (model(TOKENS[:, :6]) * Tensor(np.random.default_rng(1).standard_normal(plain.shape).astype(np.float32))).sum().backward()
+        grads.append({n: p.grad.copy() for n, p in model.named_parameters()})
+    assert all(np.allclose(g, grads[1][n], rtol=0, atol=1e-6 + 1e-6 * np.abs(g).max()) for n, g in grads[0].items())
+    assert position != "t5" or grads[0]["bert.encoder.relative_attention_bias.weight"].any()
+    again = build(model.config.to_dict())
+    assert again.config.position == position

@@ -263,3 +263,18 @@ def test_rare_words_are_forgotten_when_memory_is_short():
 def test_training_is_the_same_again():
     for kind in (WordPiece, SentencePieceBPE, Unigram):
         assert kind.train(iter(TRAIN), 400).model() == kind.train(TRAIN, 400).model()
+
+
+@pytest.mark.parametrize("unit", ["a", "ab", " a", "\u2581a", "\u00e9\u4f60", ""], ids=["a", "ab", "blanks", "marks", "others", "random"])
+@pytest.mark.parametrize("kind", ["ByteLevelBPE", "SentencePieceBPE", "Unigram", "WordPiece"])
+def test_hostile_text_is_learned_from_in_linear_time(kind, unit):
+    """100,000 characters, most of them one word: what compares each with each takes minutes."""
+    import random
+
+    from pyllm import text
+
+    sample = unit * (100_000 // len(unit)) if unit else "".join(random.Random(0).choices("abcdefgh", k=100_000))
+    began = time.process_time()
+    tokenizer = getattr(text, kind).train([sample], 400)
+    assert len(tokenizer.encode(sample[:1000])) <= 3000
+    assert time.process_time() - began < 8
