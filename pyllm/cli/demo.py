@@ -110,7 +110,7 @@ def finetuning(demo):
     for text in texts:
         title = re.sub(r"[^A-Za-z ]", "", text.split("\n", 1)[0]).strip()
         sentences = [" ".join(s.split()) for s in re.split(r"(?<=[.:])\s", text) if 60 <= len(s) <= 160]
-        for i, sentence in enumerate(sentences[:200]):
+        for i, sentence in enumerate([*dict.fromkeys(sentences)][:200]):
             found["test" if i % 5 == 0 else "train"].append({"prompt": f"{sentence}\nTopic:", "completion": f" {title}"})
     folder = demo.folder / "questions"
     folder.mkdir()

@@ -41,6 +41,8 @@ class Data:
     fraction: float = key(0.9, "share of the examples to train on where the data has no valid* files; the rest is for validation", 0.0, 1.0)
     token_dropout: float = key(0.0, "probability that a token which is only read is dropped, in training", 0.0, 1.0)
     span_masking: float = key(0.0, "share of the tokens which are only read that become mask tokens, in training", 0.0, 1.0)
+    check: bool = key(True, "look at all examples first, as pyllm data check does, and refuse what would spoil the run")
+    allow: str = key("", "shares of the examples that the check lets pass, such as duplicates=0.1,cut=0.3")
     skip_bad_lines: bool = key(False, "count lines that cannot be read, and go on")
 
 
@@ -112,6 +114,8 @@ def sft(config, out, resume=False, until=None, watch=None):
     if METRICS[task][metric] and "valid" not in examples:
         raise ConfigError(f"train.metric={metric!r} is of whole examples: expected a folder with valid* files, not a share of the rows")
     model, labels = build(base, task, m, t.seed, examples["train"])
+    if config.data.check and not checkpoint:
+        look(config.data, model, tokenizer, examples, labels)
     rows = render(config, model, tokenizer, examples, labels)
     out.mkdir(parents=True, exist_ok=True)
     write_toml(out / "config.resolved.toml", config.table())
@@ -121,6 +125,9 @@ def sft(config, out, resume=False, until=None, watch=None):
         print(f"frozen     {len(frozen)} parameters, such as {frozen[0]}", flush=True)
     batches = make_batches(rows["train"], model, t, config.data.packing and row_length(config.data, model),
                            augment=augmentation(config.data, tokenizer, task))
+    if config.data.packing:
+        used = sum(len(row) - 1 for row in rows["train"]) / (row_length(config.data, model) * sum(map(len, batches.plan(0))))
+        print(f"packed     {100 * used:.1f} % of a batch are tokens, the rest is padding")
     valid = make_batches(rows["valid"], model, t, shuffle=False)
     an_epoch = max(1, len(batches.plan(0)) // t.accumulate)
     steps = t.steps or max(1, round(t.epochs * an_epoch))
@@ -183,6 +190,33 @@ def read(d):
                 for part in ("train", "valid") if part == "train" or part in find_splits(d.path, columns)}
     except (FormatError, FileNotFoundError) as error:
         raise ConfigError(f"data: {error}") from None
+
+
+def look(d, model, tokenizer, examples, labels):
+    """Shows an example with what is learned of it; ConfigError for data that would spoil the run."""
+    import sys
+
+    from pyllm.cli.data import shown
+    from pyllm.data import lint
+    from pyllm.errors import ConfigError, FormatError
+
+    try:
+        allow = {name: float(share) for name, _, share in (pair.partition("=") for pair in d.allow.split(",") if pair)}
+    except ValueError:
+        raise ConfigError(f"data.allow={d.allow!r}; expected NAME=SHARE,..., such as duplicates=0.1,cut=0.3") from None
+    lint.refusals({}, allow)
+    try:
+        reports = lint.check(examples, tokenizer, near=None, labels=labels, architecture=architecture(model), prompt_format=d.prompt_format,
+                             max_length=row_length(d, model), truncation=d.truncation)
+    except FormatError as error:
+        raise ConfigError(f"data: {error}") from None
+    for line in shown(reports["train"].row, tokenizer, sys.stdout.isatty()) if reports["train"].row is not None else ():
+        print(line)
+    if refused := lint.refusals(reports, allow):
+        lines = [f"{part}: {lint.CHECKS[name][0]}: {100 * reports[part].share(name):.3g} %, such as {reports[part].found[name][0]}"
+                 for part, name in refused]
+        raise ConfigError("data: refused:\n  " + "\n  ".join(lines) + f"\nHint: pyllm data check tells more; --allow {refused[0][1]}=SHARE "
+                          "lets so many pass, --no-check does not look")
 
 
 def task_of(named, model, kind):

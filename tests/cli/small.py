@@ -1,5 +1,6 @@
 """Small models of three architectures and data of three kinds, for the verbs that fine-tune."""
 import json
+from itertools import product
 
 import numpy as np
 
@@ -31,13 +32,14 @@ def make(root):
         if family == "bart":
             config.update(decoder_start_token_id=0, forced_eos_token_id=None)
         pyllm.save(build({**config, "architectures": [architecture]}, seed=0), tokenizer, root / family)
-    answers = [{"prompt": f"{text} ?", "completion": f" {text.split()[0]}"} for text in (pick(3) for _ in range(40))]
+    different = lambda words, length, n: [" ".join(t) for t in draw.permutation(list(product(words, repeat=length)))[:n]]  # no duplicates
+    answers = [{"prompt": f"{text} ?", "completion": f" {text.split()[0]}"} for text in different(WORDS, 3, 40)]
     write(root / "answers.jsonl", answers)
     kinds = {"colour": WORDS[:3], "animal": WORDS[3:]}
-    labelled = [{"text": " ".join(draw.choice(words, 4)), "label": kind} for _ in range(25) for kind, words in kinds.items()]
+    texts = {kind: different(words, 4, 25) for kind, words in kinds.items()}
+    labelled = [{"text": texts[kind][i], "label": kind} for i in range(25) for kind in kinds]
     write(root / "labels/train.jsonl", labelled[:40])
     write(root / "labels/valid.jsonl", labelled[40:])
-    spans = [(pick(2), pick(1), pick(1)) for _ in range(24)]
-    write(root / "spans.jsonl", [{"question": "which", "context": f"{before} {answer} {after}",
-                                  "answers": [{"text": answer, "answer_start": len(before) + 1}]} for before, answer, after in spans])
+    write(root / "spans.jsonl", [{"question": "cow", "context": text, "answers": [
+        {"text": text.split()[2], "answer_start": len(" ".join(text.split()[:2])) + 1}]} for text in different(WORDS, 4, 24)])
     return root

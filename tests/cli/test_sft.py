@@ -124,10 +124,15 @@ def test_the_model_learns_to_stop(here, tmp_path):
     ("gpt2", "answers.jsonl", ("--metric", "bleu"), "expected a folder with valid* files"),
     ("gpt2", "bad.jsonl", (), "bad.jsonl:2"),
     ("gpt2", "one.jsonl", (), "label"),
+    ("gpt2", "twice.jsonl", (), "examples that stand in their split already: 50 %, such as twice.jsonl:5 as twice.jsonl:1"),
+    ("gpt2", "long.jsonl", ("--length", "8"), "rows that are longer than the length and cut: 75 %"),
+    ("gpt2", "answers.jsonl", ("--allow", "leaks"), "expected NAME=SHARE"),
 ])
 def test_errors_come_before_the_first_step(here, tmp_path, capsys, model, data, more, message):
     (here / "bad.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": 1.5}\n')
     write(here / "one.jsonl", [{"text": "red", "label": "a"}] * 4)
+    write(here / "twice.jsonl", [{"prompt": f"a {i % 4}", "completion": " b"} for i in range(8)])
+    write(here / "long.jsonl", [{"prompt": f"a {i}", "completion": " b" * i} for i in range(1, 9)])
     assert sft(here, model, data, tmp_path / "r", *more) == 3
     assert message in capsys.readouterr().err and not (tmp_path / "r/metrics.jsonl").exists()
 
@@ -140,12 +145,19 @@ def test_messages_with_a_template_in_plain_words_and_augmented(here, tmp_path, c
     path = tmp_path / "template.jinja"
     path.write_text("{% for m in messages %}{{ m['role'][:1] + ': ' + m['content'] + ' ' }}{% endfor %}"
                     "{% if add_generation_prompt %}{{ 'a: ' }}{% endif %}")
-    flags = ("--chat-template", str(path), "--token-dropout", "0.2", "--steps", "4", "--eval-every", "2")
+    flags = ("--chat-template", str(path), "--token-dropout", "0.2", "--no-check", "--steps", "4", "--eval-every", "2")
     assert sft(here, "gpt2", "talk.jsonl", tmp_path / "r", *flags) == 0
     _, tokenizer = pyllm.load(tmp_path / "r/model")
     assert tokenizer.chat_text([{"role": "user", "content": "x"}]) == "u: x a: "
-    assert sft(here, "gpt2", "talk.jsonl", tmp_path / "s", *flags[:2], "--span-masking", "0.2", "--steps", "2") == 3
+    assert sft(here, "gpt2", "talk.jsonl", tmp_path / "s", *flags[:2], "--no-check", "--span-masking", "0.2", "--steps", "2") == 3
     assert "has no mask token" in capsys.readouterr().err
     assert sft(here, "bert", "spans.jsonl", tmp_path / "t", "--token-dropout", "0.2", "--steps", "2") == 3
     assert sft(here, "bert", "labels", tmp_path / "u", "--token-dropout", "0.2", "--span-masking", "0.1", "--steps", "2") == 0
     assert "would move" in capsys.readouterr().err
+
+
+def test_what_the_check_refuses_may_be_allowed(here, tmp_path, capsys):
+    write(here / "twice.jsonl", [{"prompt": f"a {i % 4}", "completion": " b"} for i in range(8)])
+    for i, option in enumerate((("--allow", "duplicates=0.5"), ("--no-check",))):
+        assert sft(here, "gpt2", "twice.jsonl", tmp_path / str(i), "--steps", "1", *option) == 0
+        assert ("[[learned]]" in capsys.readouterr().out) == (i == 0)  # the example with what is learned of it
