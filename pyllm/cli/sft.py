@@ -215,8 +215,10 @@ def look(d, model, tokenizer, examples, labels):
     if refused := lint.refusals(reports, allow):
         lines = [f"{part}: {lint.CHECKS[name][0]}: {100 * reports[part].share(name):.3g} %, such as {reports[part].found[name][0]}"
                  for part, name in refused]
-        raise ConfigError("data: refused:\n  " + "\n  ".join(lines) + f"\nHint: pyllm data check tells more; --allow {refused[0][1]}=SHARE "
-                          "lets so many pass, --no-check does not look")
+        worst = {name: max(report.share(name) for report in reports.values()) for _, name in refused}
+        shares = ",".join(f"{name}={min(1, (share * 1000 // 1 + 1) / 1000):g}" for name, share in worst.items())
+        raise ConfigError("data: refused:\n  " + "\n  ".join(lines) +
+                          f"\nHint: pyllm data check tells more; --allow {shares} lets so many pass")
 
 
 def task_of(named, model, kind):

@@ -158,6 +158,7 @@ def test_messages_with_a_template_in_plain_words_and_augmented(here, tmp_path, c
 
 def test_what_the_check_refuses_may_be_allowed(here, tmp_path, capsys):
     write(here / "twice.jsonl", [{"prompt": f"a {i % 4}", "completion": " b"} for i in range(8)])
-    for i, option in enumerate((("--allow", "duplicates=0.5"), ("--no-check",))):
+    assert sft(here, "gpt2", "twice.jsonl", tmp_path / "r") == 3 and "--allow duplicates=0.501 " in capsys.readouterr().err
+    for i, option in enumerate((("--allow", "duplicates=0.501"), ("--no-check",))):
         assert sft(here, "gpt2", "twice.jsonl", tmp_path / str(i), "--steps", "1", *option) == 0
         assert ("[[learned]]" in capsys.readouterr().out) == (i == 0)  # the example with what is learned of it
