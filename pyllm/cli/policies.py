@@ -123,23 +123,27 @@ def read_prompts(d, tokenizer, room):
 
 
 def learn(verb, config, c, out, resume, until, begin, response):
-    """Runs the iterations -> exit code. c: the settings of pyllm.align. begin: (model, reference, prompts, reward, optimizer for, start,
-    state, stop, vocabulary) -> (iterator of Iteration, {name: value} for the checkpoint, from an Iteration). response: tokens at most."""
+    """Runs the iterations -> exit code: 0, or 130 and 143 after Ctrl-C and SIGTERM, with all saved.
+
+    c: the settings of pyllm.align. begin: (policy, reference, prompts, reward, optimizer, iterations done, what the checkpoint kept, ids
+    that end a response, vocabulary) -> iterator of Iteration. response: tokens of a response at most.
+    """
     from pyllm import folders, training
     from pyllm.align import ActorCritic, frozen_copy, rollout
     from pyllm.cli import run as runs
     from pyllm.cli.interrupt import Interrupt
-    from pyllm.cli.sft import architecture, open_model
+    from pyllm.cli.sft import open_model
     from pyllm.errors import ConfigError
     from pyllm.generation.generate import end_ids
     from pyllm.io.files import write_toml
+    from pyllm.models.base import CausalLM
     from pyllm.progress import Progress
 
     out, r = Path(out), config.run
     checkpoint = runs.newest(verb, out, resume)
     model, tokenizer = open_model(config.model.path)
-    if architecture(model) != "decoder" or not hasattr(model, "head_weight"):
-        raise ConfigError(f"{verb}: {config.model.path} is no language model that continues a text")
+    if not isinstance(model, CausalLM):
+        raise ConfigError(f"{verb}: {config.model.path} is a {type(model).__name__}; expected a language model that continues a text")
     reward = open_reward(config.model.reward, tokenizer)
     prompts = read_prompts(config.data, tokenizer, model.config.size("context") - response)
     held, prompts = prompts[: min(HELD, len(prompts) // 2)], prompts[min(HELD, len(prompts) // 2) :]

@@ -32,6 +32,8 @@ def here(tmp_path_factory):
     sizes = {"vocab_size": tokenizer.vocab_size, "layers": 2, "heads": 2, "width": 16}
     for name, context in (("model", 48), ("talker", 256)):
         pyllm.save(build(FAMILIES["gpt2"][0].from_sizes({**sizes, "context": context}).to_dict(), seed=0), tokenizer, root / name)
+    classifier = FAMILIES["gpt2"][0].from_sizes({**sizes, "context": 48}).to_dict() | {"architectures": ["GPT2ForSequenceClassification"]}
+    pyllm.save(build(classifier, seed=0), tokenizer, root / "scorer")
     prompts = [f"film {i} is" for i in range(24)]
     write = lambda name, records: (root / name).write_text("".join(json.dumps(r) + "\n" for r in records))  # noqa: E731
     write("pairs.jsonl", [{"prompt": p, "chosen": " " + pick(KIND), "rejected": " " + pick(UNKIND)} for p in prompts] +
@@ -135,6 +137,7 @@ def test_errors_before_compute(here, tmp_path, capsys):
             ("dpo", "single.jsonl", (), "examples of kind unpaired; expected preference: prompt, chosen, rejected"),
             ("kto", "pairs.jsonl", (), "expected unpaired: prompt, completion, label"),
             ("ppo", "prompts.jsonl", (), "no reward; expected --reward"),
+            ("ppo", "prompts.jsonl", ("--model", here / "scorer", "--reward", "x.py:y"), "is a SequenceClassifier; expected a language"),
             ("ppo", "prompts.jsonl", ("--reward", f"{here / 'rules.py'}:NUMBER"), "has no function NUMBER"),
             ("ppo", "prompts.jsonl", ("--reward", f"{here / 'rules.py'}:kind", "--response-length", 46), "0 prompts are left"),
             ("grpo", "prompts.jsonl", ("--reward", f"{here / 'model'}"), "a classifier of 2 labels"),
