@@ -1,7 +1,7 @@
 """python -m benchmarks NAME [--json | --markdown] [--only TEXT] [--quick] [--threads N]
 
-NAME: matmul, attention, layers, quant, train_step, decode, load, ppo, tokenize, import, memory, all; or `table FILE ...`, which prints
-lines of --json as Markdown (with --readme: the rows that README shows).
+NAME: matmul, attention, layers, quant, train_step, peft, decode, load, ppo, tokenize, import, memory, all; or `table FILE ...`, which
+prints lines of --json as Markdown (with --readme: the rows that README shows).
 
 Every row is checked first, then timed: median, GFLOP/s or GB/s, % of the limit of this machine measured beside it, and how many times
 faster pyllm is than NumPy, PyTorch and other peers (where installed) in the same run (> 1: pyllm is faster).
@@ -14,7 +14,7 @@ import sys
 from benchmarks import table
 from benchmarks.harness import measure_case, show
 
-NAMES = ("matmul", "attention", "layers", "quant", "train_step", "decode", "load", "ppo", "tokenize", "import", "memory")
+NAMES = ("matmul", "attention", "layers", "quant", "train_step", "peft", "decode", "load", "ppo", "tokenize", "import", "memory")
 
 
 def main():

@@ -129,7 +129,26 @@ def finetuning(demo):
     print(f"     {asked[0]['prompt']!r} -> {texts[0]!r}")
 
 
-STAGES = [corpus, pretraining, resuming, generation, finetuning, *demo_align.STAGES]
+def adapting(demo):
+    """The same with LoRA: a small adapter learns, the model is frozen; then it is merged into the weights, checked."""
+    import pyllm
+    from pyllm.cli.config import resolve
+    from pyllm.cli.merge import merge
+    from pyllm.cli.sft import SECTIONS, sft
+
+    steps = min(100, demo.steps)
+    table = {"model": {"path": str(demo.run)}, "data": {"path": str(demo.folder / "questions"), "length": 128},
+             "train": {"steps": steps, "batch": 8, "lr": 5e-3, "eval_every": steps, "eval_batches": 4, "sample_tokens": 0},
+             "peft": {"method": "lora", "rank": 8, "targets": "all-linear"}}
+    if code := sft(resolve((table, "demo"), sections=SECTIONS), demo.folder / "adapted"):
+        sys.exit(code)
+    size = sum(file.stat().st_size for file in (demo.folder / "adapted" / "adapter").iterdir())
+    merge(demo.run, demo.folder / "adapted", demo.folder / "merged", threshold=1e-4)
+    model, _ = pyllm.load(demo.folder / "merged")
+    print(f"     the adapter takes {size / 1e3:.0f} kB beside {4 * model.num_parameters() / 1e6:.1f} MB")
+
+
+STAGES = [corpus, pretraining, resuming, generation, finetuning, adapting, *demo_align.STAGES]
 
 
 def _pretrain(demo, resume=False, until=None):

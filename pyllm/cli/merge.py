@@ -12,18 +12,23 @@ def add_arguments(parser):
 
 
 def run(args):
+    merge(args.model, args.adapter, args.out, args.data, args.threshold)
+    return 0
+
+
+def merge(base, adapter, out, data=None, threshold=1e-3):
+    """Writes the model `base` with the adapter merged as the folder `out`; how far the logits are from the unmerged model's is printed."""
     import pyllm
     from pyllm import peft
     from pyllm.cli.sft import open_model
 
-    model, tokenizer = open_model(args.model)
-    model = adapted(model, args.adapter)
-    found = peft.merge(model, verify=batch_of(model, tokenizer, args.data), threshold=args.threshold)
-    pyllm.save(model, tokenizer, args.out)
+    model, tokenizer = open_model(base)
+    model = adapted(model, adapter)
+    found = peft.merge(model, verify=batch_of(model, tokenizer, data), threshold=threshold)
+    pyllm.save(model, tokenizer, out)
     print(f"merged     {found.layers} layers; logits up to {found.logits:.3g} differ by at most {found.max_diff:.2g}, "
           f"the distributions by {found.kl:.2g} nats" + ("; the head is no longer tied to the embedding" if found.untied else ""))
-    print(f"model      {args.out}")
-    return 0
+    print(f"model      {out}")
 
 
 def adapted(model, path):

@@ -16,6 +16,7 @@ from pyllm.peft.lora import LoRA
 from pyllm.peft.merge import MergeReport, merge, unmerge
 from pyllm.peft.prefix import PrefixTuning
 from pyllm.peft.prompt import PromptTuning, PTuning
+from pyllm.peft.rows import rows, swap
 from pyllm.peft.vera import VeRA
 
 METHODS = {method.NAME: method for method in (LoRA, VeRA, IA3, LNTuning, BitFit, Houlsby, Pfeiffer, Parallel, PrefixTuning, PromptTuning,
@@ -23,5 +24,5 @@ METHODS = {method.NAME: method for method in (LoRA, VeRA, IA3, LNTuning, BitFit,
 
 __all__ = ["METHODS", "Adapter", "BitFit", "Houlsby", "IA3", "LNTuning", "LoRA", "MergeReport", "Method", "PTuning", "Parallel", "Pfeiffer",
            "PrefixTuning", "PromptTuning", "Report", "VeRA", "activate", "adapters", "combine", "disabled", "inject", "load", "load_hub",
-           "load_mlx", "merge", "names", "rates", "remove", "report", "save", "save_gguf", "save_hub", "score_layers", "tensors_of",
-           "unmerge"]
+           "load_mlx", "merge", "names", "rates", "remove", "report", "rows", "save", "save_gguf", "save_hub", "score_layers", "swap",
+           "tensors_of", "unmerge"]

@@ -117,6 +117,7 @@ class LoRALinear(LinearAdapter):
         super().__init__(layer, site)
         outputs, inputs = layer.weight.shape
         draw, self.scale, self.dropout, self.magnitude, self.first = rng.generator(), scale, c.dropout, None, None
+        self.rows = None  # (B, 1, 1), a factor for each row of a batch, see rows.py
         a = draw.standard_normal((rank, inputs), np.float32) / np.float32(rank) if c.init == "gaussian" else \
             draw.uniform(-(inputs**-0.5), inputs**-0.5, (rank, inputs)).astype(np.float32)
         b = np.zeros((outputs, rank), np.float32)
@@ -143,7 +144,7 @@ class LoRALinear(LinearAdapter):
         """scale * B A x + residual."""
         x = ops.dropout(x, self.dropout, _key(self.site))
         if self.first is None:
-            return ops.linear(ops.linear(x, self.lora_A) * self.scale, self.lora_B, None, residual)
+            return ops.linear(_scaled(ops.linear(x, self.lora_A), self), self.lora_B, None, residual)
         delta, first = (ops.linear(ops.linear(x, a) * self.scale, b) for a, b in ((self.lora_A, self.lora_B), self.first))
         return delta - first if residual is None else (delta - first) + residual
 
@@ -171,15 +172,24 @@ class LoRAEmbedding(Adapter):
     def __init__(self, layer, site, rank, scale, rng):
         super().__init__(layer, site)
         rows, channels = layer.weight.shape
-        self.scale = scale
+        self.scale, self.rows = scale, None
         self.lora_A = Tensor(np.zeros((rows, rank), np.float32), requires_grad=True)
         self.lora_B = Tensor(rng.generator().standard_normal((channels, rank), np.float32), requires_grad=True)
 
     def adapted(self, ids, rng=None):
-        return ops.linear(ops.embedding(self.lora_A, ids) * self.scale, self.lora_B, None, self.base_layer(ids, rng))
+        return ops.linear(_scaled(ops.embedding(self.lora_A, ids), self), self.lora_B, None, self.base_layer(ids, rng))
 
     def change(self, weight, bias):
         return weight + _product(self.lora_A, self.lora_B.transpose(1, 0), self.scale), bias
+
+
+def _scaled(x, adapter):
+    """x:(B, T, R) times the adapter's scale, and the row's factor where rows have their own."""
+    if adapter.rows is None:
+        return x * adapter.scale
+    if len(adapter.rows) != len(x.data):
+        raise ValueError(f"peft.rows: adapters for {len(adapter.rows)} rows, a batch of {len(x.data)}; expected as many")
+    return x * (adapter.rows * np.float32(adapter.scale))
 
 
 def _key(site):

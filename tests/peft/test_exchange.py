@@ -74,6 +74,44 @@ def test_a_combined_adapter_is_saved_like_any_other(tmp_path):
     assert np.array_equal(logits(other, batch).data, logits(model, batch).data)
 
 
+# ---- a row its own, and another one in the place of an adapter
+
+
+def test_each_row_of_a_batch_has_its_own_adapter():
+    model, batch = two(ranks=(2, 3))
+    tokens = np.repeat(batch.tokens[:1], 4, 0)
+    chosen, single = ["n1", None, "n0", "n1"], {}
+    for name in ("n0", "n1"):
+        peft.activate(model, name)
+        single[name] = model(tokens).data
+    with peft.disabled(model):
+        single[None] = model(tokens).data
+    with peft.rows(model, chosen):
+        together = model(tokens).data
+        with pytest.raises(ValueError, match="4 rows, a batch of 2"):
+            model(tokens[:2])
+    np.testing.assert_allclose(together, np.stack([single[name][i] for i, name in enumerate(chosen)]), atol=1e-5)
+    assert np.array_equal(together[1], single[None][1])
+    assert np.array_equal(model(tokens).data, single["n1"])  # in force again
+    with pytest.raises(ConfigError, match="n7"), peft.rows(model, ["n7"]):
+        pass
+
+
+def test_an_adapter_is_swapped_for_another_ones_folder(tmp_path):
+    model, batch = two(ranks=(2, 3))
+    peft.save(model, tmp_path / "n0", "n0")
+    peft.activate(model, "n0")
+    expected = logits(model, batch).data
+    peft.activate(model, "n1")
+    mine = logits(model, batch).data
+    peft.save(peft.inject(make("llama", num_hidden_layers=3), peft.LoRA(rank=2)), tmp_path / "foreign")
+    with pytest.raises(FormatError):
+        peft.swap(model, "n1", tmp_path / "foreign")
+    assert np.array_equal(logits(model, batch).data, mine)
+    peft.swap(model, "n1", tmp_path / "n0")
+    assert np.array_equal(logits(model, batch).data, expected) and set(peft.names(model)) == {"n0", "n1"}
+
+
 # ---- AdapterHub
 
 

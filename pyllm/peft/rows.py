@@ -1,0 +1,53 @@
+"""Adapters of one batch: each row its own; and an adapter exchanged for another while the model is in use."""
+from contextlib import contextmanager
+
+import numpy as np
+
+from pyllm.peft.base import _known, activate, adapters, check_free, names, remove
+from pyllm.peft.lora import LoRAEmbedding, LoRALinear
+
+
+@contextmanager
+def rows(model, chosen):
+    """with rows(model, ["one", None, "two"]): row i of a batch of so many is computed with the LoRA chosen[i], or with none.
+
+    The base's products are made once for all rows. Without gradients into the adapters. ValueError: an adapter that is no plain LoRA.
+    """
+    used = [name for name in dict.fromkeys(chosen) if name is not None]
+    for name in used:
+        _known(model, name, "rows")
+    before = {a: a.active for a in adapters(model)}
+    parts = [a for a in before if a.name in used]
+    if odd := [a for a in parts if type(a) not in (LoRALinear, LoRAEmbedding) or a.method.dora or a.method.init == "pissa"]:
+        raise ValueError(f"rows: {odd[0].name} at {odd[0].site}: {odd[0].method.NAME}; expected LoRAs without dora and pissa, and no "
+                         "layers that are trained whole")
+    try:
+        for a in before:
+            a.active = a in parts
+        for a in parts:
+            a.rows = np.array([name == a.name for name in chosen], np.float32).reshape(-1, 1, 1)
+        yield model
+    finally:
+        for a, active in before.items():
+            a.active = active
+        for a in parts:
+            a.rows = None
+
+
+def swap(model, name, folder):
+    """Puts the adapter of a folder in the place of `name`, in force or not as that one was -> model. An error leaves it as it is."""
+    from pyllm.peft.folder import load
+
+    _known(model, name, "swap")
+    active = [n for n in names(model) if any(a.active for a in adapters(model, n))]
+    waiting = f"{name}.new"
+    check_free(model, waiting, "swap")
+    try:
+        load(model, folder, waiting)
+    finally:
+        if waiting not in names(model):
+            activate(model, *active)
+    remove(model, name)
+    for adapter in adapters(model, waiting):
+        adapter.name = name
+    return activate(model, *active)
