@@ -206,7 +206,7 @@ def _conversation(tokenizer, messages, first, where):
     for k in turns:
         if k == 0:
             raise FormatError(f"{where}: the conversation begins with the assistant; expected a message it answers")
-        said = bool(messages[k]["content"].strip())
+        said = bool(messages[k]["content"].strip() or messages[k].get("tool_calls"))
         before = tokenizer.chat(messages[:k], add_generation_prompt=True)
         start, beyond = _reach(tokenizer, before, ids, f"{where}: template drift: message {k}: the conversation as asked for it")
         after = ids if k == len(messages) - 1 else tokenizer.chat(messages[:k + 1], add_generation_prompt=False)
@@ -274,7 +274,7 @@ def _row(tokenizer, ids, learned, max_length, truncation, example, drift=False, 
     ids, learned = np.array(ids, np.int32), np.array(learned, bool)
     own = max(n - max_length, 0) if max_length else 0
     if truncation == "keep_end" and max(over or 0, own) > 0:
-        begin = int(ids[0] == tokenizer.bos_id and np.count_nonzero(ids == ids[0]) == 1)  # more of them begin turns, not the row
+        begin = int(n > 0 and ids[0] == tokenizer.bos_id and np.count_nonzero(ids == ids[0]) == 1)  # more of them begin turns, not the row
         answer = int(np.argmax(learned)) if learned.any() else n
         stop = begin + own if over is None else max(begin, min(begin + over, answer))
         ids, learned = (np.concatenate([a[:begin], a[stop:]]) for a in (ids, learned))

@@ -75,6 +75,19 @@ def test_template_drift_is_an_error(tokenizer):
         render(example(messages=messages[1:]), "messages", tokenizer)
 
 
+def test_a_call_of_a_tool_is_learned_an_empty_answer_is_not():
+    tokenizer = chatml(CHATML.replace("{{ m['content'] }}", "{{ m['content'] }}{{ m.tool_calls[0].function.name if m.tool_calls }}"))
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "what", "arguments": {}}}]}
+    talk = [{"role": "user", "content": "hello"}, call, {"role": "tool", "content": "it is"}, {"role": "assistant", "content": ""}]
+    assert pieces(tokenizer, render(example(messages=talk), "messages", tokenizer))[1] == "what<|im_end|>"
+
+
+def test_plain_words_as_a_template_end_with_the_eos():
+    tokenizer = chatml("alpaca")
+    row = render(example(messages=[{"role": "user", "content": "hello"}, {"role": "assistant", "content": "it is"}]), "messages", tokenizer)
+    assert pieces(tokenizer, row)[1] == "it is<|endoftext|>" and pieces(tokenizer, row)[0].endswith("\n\n### Response:\n")
+
+
 def test_a_mask_that_the_template_declares_is_checked():
     """{% generation %} in the wrong place, or around nothing, gives a mask of zeros or of ones without a word."""
     talk = [{"role": r, "content": c} for r, c in (("user", "hello"), ("assistant", "it is"), ("user", "what?"), ("assistant", "a model"))]
