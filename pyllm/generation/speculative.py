@@ -84,6 +84,7 @@ class _Drafting:
         order = sorted(range(len(decoder.history)), key=lambda row: -len(decoder.history[row]))
         self.cache = Cache(len(order), self.context)
         read(self.model, self.cache, [decoder.history[row][: self.context] for row in order])
+        self.context -= self.cache.ahead
         self.cache.select(np.argsort(order))
 
     def select(self, index):
