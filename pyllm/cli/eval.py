@@ -63,8 +63,9 @@ def run(args):
         print(json.dumps(result, ensure_ascii=False))
         return 0
     print(f"{args.task}, {len(records):,} examples" + (f" of {split}" if split else "") + f": {args.model}")
+    width = max(map(len, scores))
     for name, score in scores.items():
-        print(f"{name:<24} {score!s:<32} {score.signature}")
+        print(f"{name:<{width}}  {score!s:<28}  {score.signature}")
     if cut := sum(bool(record.get("cut")) for record in records):
         print(f"{cut} prompts were longer than the context: their beginning was cut")
     return 0
