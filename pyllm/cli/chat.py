@@ -1,5 +1,4 @@
 """pyllm chat: a conversation with a model, answers as they come; lines of a pipe are messages too."""
-import argparse
 import sys
 
 from pyllm.cli.generate import NUMBERS
@@ -25,8 +24,8 @@ def add_arguments(parser):
     for name in ("top-k", "top-p", "min-p", "repetition-penalty"):
         kind, unit, words = NUMBERS[name]
         add(f"--{name}", f"--{name.replace('-', '_')}", type=kind, metavar=unit, help=words)
-    add("--packed", action=argparse.BooleanOptionalAction, default=True, help="keep weights that a file holds as BF16, Q8_0, Q4_0 or Q4_1 "
-        "as they are: less memory, more tokens a second, what goes into them rounded to the same precision (default)")
+    add("--packed", action="store_true", help="keep weights that a file holds as BF16, Q8_0, Q4_0 or Q4_1 as they are: a fraction of the "
+        "memory, more tokens a second, and what goes into them rounded to the same precision")
     add("--seed", type=int, default=0, metavar="S", help="the same seed and messages give the same answers (default %(default)s)")
 
 

