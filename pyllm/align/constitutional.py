@@ -144,12 +144,15 @@ def probabilities(judge, tokenizer, principle, cases, thoughts, shots=()):
 
 
 def preferences(records, least=0.0):
-    """Records of `compare` -> examples {"prompt", "chosen", "rejected"}; answers that are equal, or preferred by no more than `least`
-    above one half, say nothing and are left out."""
+    """Records of `compare` -> examples {"prompt", "chosen", "rejected"}.
+
+    Left out, since they say nothing: answers that are equal, or preferred by no more than `least` above one half, and those of which the
+    judge prefers another when they change places: it prefers a place.
+    """
     found = []
     for r in records:
         p = r["probability"]
-        if abs(p - 0.5) > least and r["a"].strip() and r["b"].strip() and r["a"] != r["b"]:
+        if abs(p - 0.5) > least and r.get("agree", True) and r["a"].strip() and r["b"].strip() and r["a"] != r["b"]:
             found.append({"prompt": r["prompt"], **dict(zip(("chosen", "rejected"), (r["a"], r["b"]) if p > 0.5 else (r["b"], r["a"])))})
     return found
 

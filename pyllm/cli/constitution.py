@@ -121,9 +121,6 @@ def constitution(config, out, resume=False):
             learned, tokenizer, principles, prompts, judge=model, think=c.think, start=start, **drawn))
         pairs = [{"prompt": chat(tokenizer, p["prompt"]), **{k: said(tokenizer, p[k]) for k in ("chosen", "rejected")}}
                  for p in preferences(comparisons)]
-        if len(pairs) < 2:
-            raise ConfigError(f"constitution: {len(pairs)} of {len(comparisons)} comparisons say which answer is better; expected at least "
-                              "2. Hint: more prompts, a higher temperature")
         if code := trained("dpo", out / "revised", out / "aligned", out / "comparisons.dpo.jsonl", pairs, config.aligned, c.seed):
             return code
         named["aligned"] = out / "aligned"
@@ -191,15 +188,20 @@ def trained(verb, model, out, path, examples, stage, seed):
     """Writes examples to `path` and trains on them with another verb, whose settings but these are its defaults -> exit code."""
     from pyllm.cli import dpo, sft
     from pyllm.cli.config import resolve
+    from pyllm.errors import ConfigError
     from pyllm.io.files import write_atomic
 
     if (out / "model/config.json").is_file() and (out / "loss.png").exists():
         return 0
+    if len(examples) < 2:
+        raise ConfigError(f"constitution: {len(examples)} examples for {out.name}; expected at least 2: revisions that are not empty, or "
+                          "comparisons that say which answer is better. Hint: more prompts, a higher temperature")
     write_atomic(path, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in examples).encode())
     module = {"sft": sft, "dpo": dpo}[verb]
     train = {"epochs": stage.epochs, "batch": stage.batch, "lr": stage.lr, "seed": seed, "sample_tokens": 0,
              **({"beta": stage.beta} if verb == "dpo" else {})}
-    table = {"model": {"path": str(model)}, "data": {"path": str(path)}, "train": train}
+    data = {"path": str(path), "fraction": min(0.9, 1 - 1 / len(examples))}  # of few examples one is for validation all the same
+    table = {"model": {"path": str(model)}, "data": data, "train": train}
     config = resolve((table, "constitution"), sections=module.SECTIONS)
     return getattr(module, verb)(config, out, resume=True)
 

@@ -133,7 +133,11 @@ def test_comparisons_and_what_becomes_of_them(small, tmp_path):
     assert all(r["probability"] == pytest.approx((r["first"] + r["second"]) / 2) for r in judged)
     assert agreement_rate(found) == np.mean([r["agree"] for r in judged]) and agreement_rate([]) is None
     pairs = preferences(found)
-    assert len(pairs) == sum(r["probability"] != 0.5 and r["a"] != r["b"] and bool(r["a"].strip() and r["b"].strip()) for r in found)
+    assert len(pairs) == sum(r["probability"] != 0.5 and r["a"] != r["b"] and bool(r["a"].strip() and r["b"].strip())
+                             and r.get("agree", True) for r in found)
+    told = {"prompt": "p", "a": "x", "b": "y", "probability": 0.9, "agree": True}
+    assert preferences([told]) == [{"prompt": "p", "chosen": "x", "rejected": "y"}] and not preferences([{**told, "agree": False}])
+    assert preferences([{**told, "probability": 0.2}])[0]["chosen"] == "y" and not preferences([told], least=0.45)
     thinking = list(compare(*small, own, prompts[:4], seed=1, max_tokens=9, think=True))
     assert all(0.4 <= r["first"] <= 0.6 and len(r["thoughts"]) == 2 for r in thinking if "first" in r)
     with pytest.raises(ConfigError, match="no principle with a comparison"):
