@@ -208,6 +208,7 @@ class Headed(Module):
     """
 
     HEAD = generation = None
+    by_row = False  # rows of a batch are computed each its own way, so that none may change its place
 
     def __init__(self, trunk):
         self.config, self.PREFIX = trunk.config, trunk.PREFIX

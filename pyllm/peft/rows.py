@@ -11,7 +11,8 @@ from pyllm.peft.lora import LoRAEmbedding, LoRALinear
 def rows(model, chosen):
     """with rows(model, ["one", None, "two"]): row i of a batch of so many is computed with the LoRA chosen[i], or with none.
 
-    The base's products are made once for all rows. Without gradients into the adapters. ValueError: an adapter that is no plain LoRA.
+    The base's products are made once for all rows. Without gradients into the adapters. ValueError: an adapter that is no plain LoRA;
+    pyllm.generate inside, whose rows change places.
     """
     used = [name for name in dict.fromkeys(chosen) if name is not None]
     for name in used:
@@ -26,8 +27,10 @@ def rows(model, chosen):
             a.active = a in parts
         for a in parts:
             a.rows = np.array([name == a.name for name in chosen], np.float32).reshape(-1, 1, 1)
+        model.by_row = True
         yield model
     finally:
+        model.by_row = False
         for a, active in before.items():
             a.active = active
         for a in parts:

@@ -6,6 +6,7 @@ import pytest
 
 from pyllm import peft
 from pyllm.errors import ConfigError, FormatError
+from pyllm.generation import generate
 from pyllm.io import gguf, safetensors
 from tests.peft.test_use import shaken
 from tests.peft.tiny import batch_of, logits, make
@@ -88,6 +89,8 @@ def test_each_row_of_a_batch_has_its_own_adapter():
         single[None] = model(tokens).data
     with peft.rows(model, chosen):
         together = model(tokens).data
+        with pytest.raises(ConfigError, match="rows change places here"):  # the longest prompt is read first
+            generate(model, None, [[1], [2, 3], [4], [5]])
         with pytest.raises(ValueError, match="4 rows, a batch of 2"):
             model(tokens[:2])
     np.testing.assert_allclose(together, np.stack([single[name][i] for i, name in enumerate(chosen)]), atol=1e-5)
