@@ -17,12 +17,13 @@ from pyllm.peft.merge import MergeReport, merge, unmerge
 from pyllm.peft.prefix import PrefixTuning
 from pyllm.peft.prompt import PromptTuning, PTuning
 from pyllm.peft.rows import rows, swap
+from pyllm.peft.tokens import TrainedTokens
 from pyllm.peft.vera import VeRA
 
 METHODS = {method.NAME: method for method in (LoRA, VeRA, IA3, LNTuning, BitFit, Houlsby, Pfeiffer, Parallel, PrefixTuning, PromptTuning,
-                                             PTuning)}
+                                             PTuning, TrainedTokens)}
 
 __all__ = ["METHODS", "Adapter", "BitFit", "Houlsby", "IA3", "LNTuning", "LoRA", "MergeReport", "Method", "PTuning", "Parallel", "Pfeiffer",
-           "PrefixTuning", "PromptTuning", "Report", "VeRA", "activate", "adapters", "combine", "disabled", "inject", "load", "load_hub",
-           "load_mlx", "merge", "names", "rates", "remove", "report", "rows", "save", "save_gguf", "save_hub", "score_layers", "swap",
-           "tensors_of", "unmerge"]
+           "PrefixTuning", "PromptTuning", "Report", "TrainedTokens", "VeRA", "activate", "adapters", "combine", "disabled", "inject",
+           "load", "load_hub", "load_mlx", "merge", "names", "rates", "remove", "report", "rows", "save", "save_gguf", "save_hub",
+           "score_layers", "swap", "tensors_of", "unmerge"]

@@ -19,11 +19,11 @@ class Adapter(Layer):
 
     KEYS: attribute of each parameter -> its name in PEFT's files, below the site. TRANSPOSED: those that lie there transposed. DEPTH:
     adapters of a smaller one stand below: 0 computes in place of its base layer, 1 changes a layer, 2 takes what a layer gives. MERGES:
-    `effective` says what it does in weights.
+    `effective` says what it does in weights. TIED: of an embedding it adapts the tied head too.
     """
 
     adapter = True
-    KEYS, TRANSPOSED, DEPTH, MERGES = {}, (), 1, True
+    KEYS, TRANSPOSED, DEPTH, MERGES, TIED = {}, (), 1, True, False
 
     def __init__(self, base_layer, site):
         self.base_layer, self.site = base_layer, site
@@ -258,7 +258,8 @@ def put(model, placed, method, name):
     if not names(model):
         for p in model.parameters():
             p.requires_grad = False
-    if _tied(model) and {a.site for a in placed} & {model.HEAD, *(p for p, m in layers(model).items() if m.weight is model.head_weight())}:
+    ends = {model.HEAD, *(path for path, m in layers(model).items() if m.weight is model.head_weight())} if _tied(model) else set()
+    if ends & {a.site for a in placed if not a.TIED}:
         model.set(model.HEAD, _tied_head(model))  # what adapts the one of the two layers leaves the other one as it is
     for adapter in placed:
         adapter.name, adapter.method = name, method

@@ -40,6 +40,8 @@ CASES = {  # name: (family, class in peft, its settings, our method)
        for f in ("gpt2", "gemma3_text", "bart")},
     **{f"vera-{f}": (f, "VeraConfig", dict(r=5), ours.VeRA(5)) for f in ("gpt2", "llama", "bert")},
     "vera-shapes": ("llama", "VeraConfig", dict(r=5, target_modules=["q_proj", "down_proj"]), ours.VeRA(5)),
+    **{f"tokens-{f}": (f, "TrainableTokensConfig", dict(token_indices=[15, 26], target_modules=[e]), ours.TrainedTokens((15, 26)))
+       for f, e in (("gpt2", "wte"), ("llama", "embed_tokens"))},
     "pissa": ("llama", "LoraConfig", dict(r=3, init_lora_weights="pissa"), ours.LoRA(rank=3, init="pissa")),
 }
 

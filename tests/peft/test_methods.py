@@ -19,6 +19,7 @@ VARIANTS = {  # of methods with more than one face; every other one runs with it
     "prompt": [peft.PromptTuning(3), peft.PromptTuning(2, init="sample_vocab"), peft.PromptTuning(3, init=(4, 5))],
     "p_tuning": [peft.PTuning(3, hidden=7)],
     "vera": [peft.VeRA(5)],
+    "tokens": [peft.TrainedTokens((15, 26, 30))],
     "bitfit": [peft.BitFit(add=True), peft.BitFit(parts="query_middle", add=True)],
 }
 METHODS = [m for name, kind in peft.METHODS.items() for m in VARIANTS.get(name, [kind()])]
