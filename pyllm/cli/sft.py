@@ -99,7 +99,7 @@ def sft(config, out, resume=False, until=None, watch=None):
 
     out, m, t = Path(out), config.model, config.train
     checkpoint = runs.newest("sft", out, resume)
-    base, tokenizer = open_model(m.path)
+    base, tokenizer = open_model(m.path, packed=m.path.endswith(".gguf") and config.peft.base != "f32")
     if config.data.chat_template:
         tokenizer.chat_template = template(config.data.chat_template)
     examples = read(config.data)
@@ -154,13 +154,13 @@ def sft(config, out, resume=False, until=None, watch=None):
 
 # ---- the pieces
 
-def open_model(path):
-    """-> (model, tokenizer) of a folder, a run folder or a .gguf file."""
+def open_model(path, packed=False):
+    """-> (model, tokenizer) of a folder, a run folder or a .gguf file, packed as that has them."""
     from pyllm.cli.generate import model_folder
     from pyllm.errors import FormatError
     from pyllm.folders import load
 
-    model, tokenizer = load(path if Path(path).is_file() else model_folder(path))
+    model, tokenizer = load(path if Path(path).is_file() else model_folder(path), packed=packed)
     if tokenizer is None:
         raise FormatError(f"{path}: has no tokenizer, which text needs")
     return model, tokenizer
@@ -236,9 +236,10 @@ def task_of(named, model, kind):
 
 def build(base, task, m, seed, examples):
     """-> (the model that learns, names of the labels or None); what is new in it and what is left behind is printed."""
-    from pyllm import training
+    from pyllm import peft, training
     from pyllm.data import label_names
     from pyllm.errors import ConfigError
+    from pyllm.nn import quantize
 
     labels = label_names(examples) if task == "classify" else None
     if labels and len(labels) < 2:
@@ -246,8 +247,12 @@ def build(base, task, m, seed, examples):
     known = base.config.extra.get("id2label", {})
     if labels and set(labels) <= set(known.values()):  # the model's own order, so that its head goes on
         labels = [known[str(i)] for i in range(len(known))]
-    model, fresh, left = training.transfer(base, task, labels=labels, dropout=None if m.dropout < 0 else m.dropout, seed=seed)
-    print(f"model      {type(model).__name__}, {model.config.model_type}, {model.num_parameters():,} parameters", flush=True)
+    if any(base.named_packed()) and (task != "lm" or m.dropout >= 0):
+        quantize(base, "f32")
+    model, fresh, left = base, [], []
+    if not any(base.named_packed()):
+        model, fresh, left = training.transfer(base, task, labels=labels, dropout=None if m.dropout < 0 else m.dropout, seed=seed)
+    print(f"model      {type(model).__name__}, {model.config.model_type}, {peft.report(model).total:,} parameters", flush=True)
     if labels:
         print(f"labels     {', '.join(labels)}")
     if fresh:
