@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from pyllm.cli import preferences
+from pyllm.cli.adapters import Peft, adapt
 from pyllm.cli.config import key
 from pyllm.cli.sft import Data
 
@@ -19,7 +20,7 @@ class DPO(preferences.Preferences):
     label_smoothing: float = key(0.0, "share of pairs that are labelled the wrong way round", 0.0, 0.49)
 
 
-SECTIONS = {"model": preferences.Model, "data": Data, "train": DPO}
+SECTIONS = {"model": preferences.Model, "data": Data, "train": DPO, "peft": Peft}
 
 
 def add_arguments(parser):
@@ -51,6 +52,7 @@ def dpo(config, out, resume=False, until=None):
         objective = partial(objectives.dpo, loss=t.loss, label_smoothing=t.label_smoothing, **options)
         for items in rows.values():
             preferences.remember(items, model, t)
+    adapt(model, config.peft, t.seed)  # behind the reference, which has none
     return preferences.learn("dpo", config, out, model, tokenizer, rows, without_dropout(objective), checkpoint,
                              train=preferences.batches(rows["train"], model, t),
                              sample=preferences.answers(model, tokenizer, rows["valid"], t.sample_tokens), until=until)

@@ -36,6 +36,7 @@ class Run:
     eval_every: int = key(10, "iterations between samples", 1)
     save_every: int = key(10, "iterations between checkpoints", 1)
     keep: int = key(2, "newest checkpoints that are kept", 1)
+    precision: str = key("f32", "of the products' operands, in drawing and in learning", choices=("f32", "bf16"))
     weight_decay: float = key(0.0, "AdamW's decay of matrices, times the learning rate", 0.0)
     beta2: float = key(0.999, "AdamW's decay of the second moment, a step", 0.0, 1.0)
     eps: float = key(1e-5, "AdamW's addend in the denominator", 0.0)
@@ -130,6 +131,7 @@ def learn(verb, config, c, out, resume, until, begin, response):
     """
     from pyllm import folders, training
     from pyllm.align import ActorCritic, frozen_copy, rollout
+    from pyllm.autograd import precision
     from pyllm.cli import run as runs
     from pyllm.cli.interrupt import Interrupt
     from pyllm.cli.sft import open_model
@@ -169,7 +171,7 @@ def learn(verb, config, c, out, resume, until, begin, response):
         return float(scores.mean())
 
     iterations = begin(trained, reference, prompts, reward, optimizer, start, kept, stop, vocabulary)
-    with (Interrupt() as stopping, Progress(c.steps, verb, "iteration", start) as bar,
+    with (Interrupt() as stopping, Progress(c.steps, verb, "iteration", start) as bar, precision(r.precision),
           contextlib.closing(training.Log(out / "metrics.jsonl", start)) as metrics,
           contextlib.closing(training.Log(out / "samples.jsonl", start)) as samples):
         if not start:

@@ -109,7 +109,7 @@ def remember(items, model, t):
 
 def learn(verb, config, out, model, tokenizer, rows, objective, checkpoint, *, train, evaluate=None, sample=None, until=None):
     """Runs the training -> exit code. train: endless Batches. evaluate: as pyllm.cli.run has it; None: the objective on rows["valid"]."""
-    from pyllm import training
+    from pyllm import peft, training
     from pyllm.autograd import precision
     from pyllm.cli import run as runs
     from pyllm.io.files import write_toml
@@ -119,7 +119,7 @@ def learn(verb, config, out, model, tokenizer, rows, objective, checkpoint, *, t
     write_toml(out / "config.resolved.toml", config.table())
     an_epoch = max(1, -(-len(rows["train"]) // t.batch) // t.accumulate)
     steps = t.steps or max(1, round(t.epochs * an_epoch))
-    print(f"model      {type(model).__name__}, {model.config.model_type}, {model.num_parameters():,} parameters")
+    print(f"model      {type(model).__name__}, {model.config.model_type}, {peft.report(model).total:,} parameters")
     print(f"steps      {steps:,}; {an_epoch:,} are an epoch", flush=True)
 
     def scores():
@@ -130,7 +130,7 @@ def learn(verb, config, out, model, tokenizer, rows, objective, checkpoint, *, t
 
     return runs.run(verb, out, replace(t, eval_every=t.eval_every or an_epoch), steps=steps, warmup=int(t.warmup_ratio * steps),
                     model=model, tokenizer=tokenizer, objective=objective, batches=train, evaluate=evaluate or scores, sample=sample,
-                    checkpoint=checkpoint, until=until)
+                    rates=peft.rates(model), base=config.model.path, checkpoint=checkpoint, until=until)
 
 
 def answers(model, tokenizer, items, tokens, count=4):

@@ -50,7 +50,8 @@ def pyllm_(here, verb, data, out, *more):
 
 
 def weights(run):
-    return {name: a.tobytes() for name, a in safetensors.read(run / "model/model.safetensors").items()}
+    file, = [*run.glob("model/model.safetensors"), *run.glob("adapter/adapter_model.safetensors")]
+    return {name: a.tobytes() for name, a in safetensors.read(file).items()}
 
 
 def log(run):
@@ -85,10 +86,11 @@ def test_the_reference_is_remembered_in_the_precision_of_the_training(here, tmp_
     assert first["rewards/margins"] == 0 and first["rewards/chosen"] == 0 and first["logps/chosen"] < 0
 
 
-@pytest.mark.parametrize("verb, data, more", [("reward", "pairs.jsonl", ()), ("dpo", "pairs.jsonl", ()), ("kto", "single.jsonl", ())])
+@pytest.mark.parametrize("verb, data, more", [("reward", "pairs.jsonl", ()), ("dpo", "pairs.jsonl", ()), ("kto", "single.jsonl", ()),
+                                              ("dpo", "pairs.jsonl", ("--peft", "lora", "--rank", 2))])
 def test_a_run_that_stops_goes_on_with_the_same_bits(here, tmp_path, verb, data, more):
     module = importlib.import_module(f"pyllm.cli.{verb}")
-    arguments = [*SHORT[:6], "--accumulate", "2", "--save-every", "1", *more]
+    arguments = [*SHORT[:6], "--accumulate", "2", "--save-every", "1", *map(str, more)]
     assert pyllm_(here, verb, data, tmp_path / "whole", *arguments) == 0
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)
@@ -106,6 +108,7 @@ def test_kto_learns(here, tmp_path):
 
 
 @pytest.mark.parametrize("verb, more", [("ppo", ("--response-length", 8, "--target-kl", 0.5)),
+                                        ("ppo", ("--response-length", 8, "--precision", "bf16")),
                                         ("grpo", ("--max-completion-length", 8, "--num-generations", 3, "--beta", 0.1)),
                                         ("grpo", ("--max-completion-length", 8, "--algorithm", "rloo", "--num-generations", 2))])
 def test_a_policy_from_a_rule_stops_and_goes_on_with_the_same_bits(here, tmp_path, capsys, verb, more):
