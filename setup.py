@@ -15,6 +15,7 @@ from setuptools.command.build_ext import build_ext
 
 optional = os.environ.get("PYLLM_NATIVE") != "1"
 sanitize = os.environ.get("PYLLM_SANITIZE")
+STRIPPED = ["-Wl,-s"] if sys.platform == "linux" else []
 
 
 def compiles(compiler, flag):
@@ -57,7 +58,7 @@ def kernels():
         link = [f"-fsanitize={sanitize}"]
     else:
         flags += ["-O3", "-g0"]
-        link = ["-Wl,-s"] if sys.platform == "linux" else []
+        link = STRIPPED
     return Pybind11Extension(
         "pyllm._C", sorted(glob("csrc/*.cpp") + glob("csrc/isa/*.cpp")), include_dirs=["csrc"], cxx_std=17,
         depends=sorted(glob("csrc/**/*.h", recursive=True)), extra_compile_args=flags, extra_link_args=link, optional=optional)
@@ -68,7 +69,8 @@ loops = [name for name in ("_bpe", "_pieces") if Path(f"pyllm/text/{name}.pyx").
 if loops:
     from Cython.Build import cythonize
 
-    extensions += cythonize([Extension(f"pyllm.text.{name}", [f"pyllm/text/{name}.pyx"], language="c++", optional=optional,
-                                       extra_compile_args=["-O3", "-g0"]) for name in loops], language_level=3, build_dir="build")
+    options = dict(language="c++", optional=optional, extra_compile_args=["-O3", "-g0"], extra_link_args=STRIPPED)
+    extensions += cythonize([Extension(f"pyllm.text.{name}", [f"pyllm/text/{name}.pyx"], **options) for name in loops],
+                            language_level=3, build_dir="build")
 
 setup(ext_modules=extensions, cmdclass={"build_ext": BuildExt})
