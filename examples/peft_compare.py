@@ -23,6 +23,7 @@ from pyllm.objectives import classify
 WAYS = {  # name: (method or None for all weights, learning rate)
     "full": (None, 1e-4),
     "lora": (peft.LoRA(rank=8, alpha=16), 2e-3),
+    "adalora": (peft.AdaLoRA(init_r=12, target_r=8, alpha=24), 2e-3),
     "dora": (peft.LoRA(rank=8, alpha=16, dora=True), 2e-3),
     "pissa": (peft.LoRA(rank=8, alpha=8, init="pissa"), 5e-4),
     "houlsby": (peft.Houlsby(), 2e-3),
@@ -50,7 +51,8 @@ def train_one(args, way):
         train, test = train[:64], test[:32]
     steps = 4 if args.quick else int(args.steps or 433)
     optimizer = training.AdamW(model, weight_decay=0.01, betas=(0.9, 0.999), rates=peft.rates(model))
-    records = list(pyllm.train(model, classify, data.row_batches(train, batch=32, seed=args.seed), optimizer, steps=steps,
+    optimizer = peft.allocate(model, optimizer, steps)
+    records = list(pyllm.train(model, peft.orthogonal(classify), data.row_batches(train, batch=32, seed=args.seed), optimizer, steps=steps,
                                lr=training.cosine(lr, steps, steps // 10, lr / 50), seed=args.seed, precision=args.precision))
     chosen = []
     for i in range(0, len(test), 64):

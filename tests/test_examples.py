@@ -67,10 +67,26 @@ def constitution(folder):
                                           for text in phrases(20, 6)])
 
 
+def peft_compare(folder):
+    from pyllm.folders import build, save
+    from pyllm.text import WordPiece
+
+    sentiment(folder)
+    tokenizer = WordPiece.train(phrases(40, 6), 60)
+    config = dict(model_type="bert", vocab_size=tokenizer.vocab_size, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+                  num_attention_heads=2, max_position_embeddings=160, architectures=["BertModel"])
+    save(build(config, seed=0), tokenizer, folder / "encoder")
+
+
 CASES = {text_generation: r"validation: [\d.]+ nats a character", translation: r"BLEU [\d.]+ .*nrefs:1", summarisation: r"rouge1 [\d.]+ \(",
          question_answering: r"the model: exact match [\d.]+ .*F1", sentiment: r"accuracy [\d.]+ \(.* on the test",
-         rlhf_sentiment: r"\| ppo \| 1 \| [\d.]+ ", constitution: r"\| aligned \| [\d.]+ "}
-ADAPTED = {constitution: "out/adapter/adapter_model.safetensors", rlhf_sentiment: "out/model/model.safetensors"}
+         rlhf_sentiment: r"\| ppo \| 1 \| [\d.]+ ", constitution: r"\| aligned \| [\d.]+ ",
+         peft_compare: r"\| adalora \| [\d.]+ \| [\d.]+ \|"}
+ADAPTED = {constitution: "out/adapter/adapter_model.safetensors", rlhf_sentiment: "out/model/model.safetensors", peft_compare: None}
+
+
+def test_every_example_has_a_case():
+    assert {make.__name__ for make in CASES} == {script.stem for script in (ROOT / "examples").glob("*.py")} - {"common"}
 
 
 @pytest.mark.parametrize("make", CASES, ids=lambda make: make.__name__)
@@ -82,8 +98,11 @@ def test_example(make, tmp_path):
     make(data)
     script = ROOT / "examples" / f"{make.__name__}.py"
     command = [sys.executable, str(script), str(data), "--quick", "--out", str(tmp_path / "out")]
+    if make is peft_compare:
+        command += ["--model", str(data / "encoder"), "--methods", "full,lora,adalora,prompt"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT), "PYLLM_THREADS": "1"},
-                          timeout=300)
+                          timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(CASES[make], done.stdout, re.I), done.stdout
-    assert (tmp_path / ADAPTED.get(make, "out/model.safetensors")).is_file()
+    if (made := ADAPTED.get(make, "out/model.safetensors")) is not None:
+        assert (tmp_path / made).is_file()

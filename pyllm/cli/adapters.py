@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from pyllm.cli.config import key
 
-METHODS = ("lora", "vera", "ia3", "ln_tuning", "bitfit", "houlsby", "pfeiffer", "parallel", "prefix", "prompt", "p_tuning", "tokens")
+METHODS = ("lora", "adalora", "vera", "ia3", "ln_tuning", "bitfit", "houlsby", "pfeiffer", "parallel", "prefix", "prompt", "p_tuning",
+           "tokens")
 BASES = ("f32", "bf16", "q8_0", "q4_0", "q4_1")
 
 

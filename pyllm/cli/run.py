@@ -37,6 +37,7 @@ def run(verb, out, t, *, steps, warmup, model, tokenizer, objective, batches, ev
     from pyllm.progress import Progress
 
     optimizer = training.AdamW(model, betas=(t.beta1, t.beta2), eps=t.eps, weight_decay=t.weight_decay, rates=rates)
+    optimizer, objective = peft.allocate(model, optimizer, steps), peft.orthogonal(objective)
     ema = training.EMA(model, t.ema) if t.ema else None
     stopping = training.EarlyStopping(t.patience)
     start, adapted = 0, bool(peft.adapters(model))

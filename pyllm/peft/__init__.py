@@ -4,6 +4,7 @@
     peft.save(model, "folder")                        # a folder that PEFT opens too; peft.load(model, "folder")
     peft.merge(model, verify=batch)                   # into the weights; peft.unmerge(model) takes it out to the byte
 """
+from pyllm.peft.adalora import AdaLoRA, allocate, orthogonal
 from pyllm.peft.base import Adapter, Method, Report, activate, adapters, disabled, inject, names, rates, remove, report, score_layers
 from pyllm.peft.bitfit import BitFit
 from pyllm.peft.bottleneck import Houlsby, Parallel, Pfeiffer
@@ -20,10 +21,10 @@ from pyllm.peft.rows import rows, swap
 from pyllm.peft.tokens import TrainedTokens
 from pyllm.peft.vera import VeRA
 
-METHODS = {method.NAME: method for method in (LoRA, VeRA, IA3, LNTuning, BitFit, Houlsby, Pfeiffer, Parallel, PrefixTuning, PromptTuning,
-                                             PTuning, TrainedTokens)}
+METHODS = {method.NAME: method for method in (LoRA, AdaLoRA, VeRA, IA3, LNTuning, BitFit, Houlsby, Pfeiffer, Parallel, PrefixTuning,
+                                             PromptTuning, PTuning, TrainedTokens)}
 
-__all__ = ["METHODS", "Adapter", "BitFit", "Houlsby", "IA3", "LNTuning", "LoRA", "MergeReport", "Method", "PTuning", "Parallel", "Pfeiffer",
-           "PrefixTuning", "PromptTuning", "Report", "TrainedTokens", "VeRA", "activate", "adapters", "combine", "disabled", "inject",
-           "load", "load_hub", "load_mlx", "merge", "names", "rates", "remove", "report", "rows", "save", "save_gguf", "save_hub",
-           "score_layers", "swap", "tensors_of", "unmerge"]
+__all__ = ["METHODS", "AdaLoRA", "Adapter", "BitFit", "Houlsby", "IA3", "LNTuning", "LoRA", "MergeReport", "Method", "PTuning", "Parallel",
+           "Pfeiffer", "PrefixTuning", "PromptTuning", "Report", "TrainedTokens", "VeRA", "activate", "adapters", "allocate", "combine",
+           "disabled", "inject", "load", "load_hub", "load_mlx", "merge", "names", "orthogonal", "rates", "remove", "report", "rows",
+           "save", "save_gguf", "save_hub", "score_layers", "swap", "tensors_of", "unmerge"]

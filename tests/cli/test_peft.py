@@ -29,6 +29,7 @@ def test_every_method_trains_from_the_shell(here, tmp_path, method):
 
 
 @pytest.mark.parametrize("more", [LORA, ("--peft", "prefix", "--options", "tokens=3,projection=true"),
+                                  ("--peft", "adalora", "--options", "init_r=6,target_r=3,tinit=1,tfinal=1"),
                                   (*LORA, "--base", "bf16", "--ema", "0.5")])
 def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(here, tmp_path, more):
     from pyllm.cli import sft as verb

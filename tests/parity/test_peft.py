@@ -5,8 +5,10 @@ pytest -m parity tests/parity/test_peft.py
 import numpy as np
 import pytest
 
+from pyllm import objectives
 from pyllm import peft as ours
 from pyllm.folders import build, load_weights
+from pyllm.io import safetensors
 from tests.peft.tiny import CONFIGS, batch_of, logits
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
@@ -42,6 +44,8 @@ CASES = {  # name: (family, class in peft, its settings, our method)
     "vera-shapes": ("llama", "VeraConfig", dict(r=5, target_modules=["q_proj", "down_proj"]), ours.VeRA(5)),
     **{f"tokens-{f}": (f, "TrainableTokensConfig", dict(token_indices=[15, 26], target_modules=[e]), ours.TrainedTokens((15, 26)))
        for f, e in (("gpt2", "wte"), ("llama", "embed_tokens"))},
+    **{f"adalora-{f}": (f, "AdaLoraConfig", dict(init_r=4, target_r=2, lora_alpha=5, total_step=9), ours.AdaLoRA(4, 2, alpha=5))
+       for f in CONFIGS if f != "mistral"},  # has no default there
     "pissa": ("llama", "LoraConfig", dict(r=3, init_lora_weights="pissa"), ours.LoRA(rank=3, init="pissa")),
 }
 
@@ -118,6 +122,71 @@ def test_their_folder_here_and_ours_there(family, kind, settings, method, tmp_pa
         return  # a prefix for each layer is more than PEFT's file holds
     reopened = peft.PeftModel.from_pretrained(peer_of(family), tmp_path / "ours").eval()
     close(run(reopened, batch), logits(model, batch).data)
+
+
+class Given:
+    """An optimizer whose steps are given: the same numbers for both libraries."""
+
+    steps = 0
+
+    def step(self, lr, scale=1.0):
+        self.steps += 1
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_ranks_are_allocated_and_folders_pruned_as_there(family, tmp_path):
+    import peft
+    import torch
+
+    schedule, targets = dict(init_r=4, target_r=2, tinit=2, tfinal=3, deltaT=2, total_step=12), {"llama": ["q_proj", "up_proj"]}.get(family)
+    batch, peer, model = batch_of(family), peer_of(family), ours_of(peer_of(family))
+    adapted = peft.get_peft_model(peer, peft.AdaLoraConfig(task_type="CAUSAL_LM", lora_alpha=5, target_modules=targets, **schedule)).eval()
+    ours.inject(model, ours.AdaLoRA(alpha=5, **schedule), targets)
+    allocator, draw, masks = ours.allocate(model, Given(), 99), np.random.default_rng(3), set()
+    theirs = dict(adapted.base_model.model.named_parameters())
+    for step in range(1, 13):
+        for adapter in ours.adapters(model):
+            for key, p in adapter.own().items():
+                other, values, p.grad = theirs[f"{adapter.site}.{key}.default"], *draw.standard_normal((2, *p.shape)).astype(np.float32)
+                p.data = p.data + np.float32(0.2) * values
+                other.data, other.grad = torch.from_numpy(p.data.copy()), torch.from_numpy(p.grad * np.float32(0.5))
+        allocator.step(0.0, 0.5)
+        adapted.base_model.update_and_allocate(step)
+        for adapter in ours.adapters(model):
+            np.testing.assert_array_equal(adapter.lora_E.data, theirs[f"{adapter.site}.lora_E.default"].detach().numpy(), str(step))
+        masks.add(tuple(np.concatenate([a.kept for a in ours.adapters(model)])))
+    assert len(masks) > 2
+    expected = run(adapted, batch)
+    close(logits(model, batch).data, expected)
+    adapted.save_pretrained(tmp_path / "theirs")
+    ours.save(model, tmp_path / "ours")
+    close(logits(ours.load(ours_of(peer_of(family)), tmp_path / "theirs"), batch).data, expected)
+    close(run(peft.PeftModel.from_pretrained(peer_of(family), tmp_path / "ours").eval(), batch), expected)
+    one, two = (safetensors.read(tmp_path / name / "adapter_model.safetensors") for name in ("ours", "theirs"))
+    assert {n: a.shape for n, a in one.items()} == {n: a.shape for n, a in two.items()}
+
+
+def test_the_orthogonality_term_is_theirs():
+    import peft
+    import torch
+
+    batch, peer, model = batch_of("llama"), peer_of("llama"), ours_of(peer_of("llama"))
+    adapted = peft.get_peft_model(peer, peft.AdaLoraConfig(task_type="CAUSAL_LM", init_r=4, target_r=2, total_step=9, orth_reg_weight=0.3))
+    ours.inject(model, ours.AdaLoRA(4, 2, orth_reg_weight=0.3))
+    shaken(model)
+    theirs = dict(adapted.base_model.model.named_parameters())
+    own = {f"{a.site}.{key}.default": p for a in ours.adapters(model) for key, p in a.own().items()}
+    for name, p in own.items():
+        theirs[name].data = torch.from_numpy(p.data.copy())
+    loss = ours.orthogonal(objectives.clm)(model, batch)
+    loss.total.backward()
+    tokens, labels = (torch.from_numpy(np.pad(a, pad, constant_values=c)).long() for a, pad, c in (
+        (batch.tokens, ((0, 0), (0, 1)), 0), (batch.targets, ((0, 0), (1, 0)), -100)))
+    expected = adapted(input_ids=tokens, labels=labels).loss
+    expected.backward()
+    np.testing.assert_allclose(loss.total.item() / loss.count, expected.item(), rtol=1e-5)
+    for name, p in own.items():
+        np.testing.assert_allclose(p.grad / loss.count, theirs[name].grad.numpy(), atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("kind", ["linear", "cat", "svd", "ties"])

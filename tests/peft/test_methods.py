@@ -12,6 +12,7 @@ from tests.peft.tiny import CONFIGS, batch_of, learn, logits, loss, make
 VARIANTS = {  # of methods with more than one face; every other one runs with its defaults
     "lora": [peft.LoRA(rank=2), peft.LoRA(rank=2, rslora=True, dropout=0.3, init="gaussian"), peft.LoRA(rank=2, dora=True),
              peft.LoRA(rank=2, init="pissa"), peft.LoRA(rank=2, bias="all")],
+    "adalora": [peft.AdaLoRA(init_r=3, target_r=2), peft.AdaLoRA(init_r=2, target_r=1, dropout=0.3)],
     "houlsby": [peft.Houlsby(), peft.Houlsby(reduction=2, init="mam_adapter")],
     "pfeiffer": [peft.Pfeiffer(reduction=3), peft.Pfeiffer(reduction=2, init="mam_adapter", activation="gelu")],
     "parallel": [peft.Parallel(), peft.Parallel(reduction=2, init="houlsby")],
