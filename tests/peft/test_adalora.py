@@ -32,12 +32,11 @@ def values(model):
 
 
 def test_the_budget_falls_to_the_target_and_what_is_pruned_at_the_end_stays_out():
-    used, total = {}, 4 * len(peft.adapters(trained(1)[0]))
+    used, total = {}, 16  # four layers
     trained(after=lambda record, model: used.update({record.step: values(model) != 0}))
-    budget = {step: peft.AdaLoRA(4, 2, tinit=2, tfinal=3, deltaT=2, total_step=STEPS).budget(step, total // 4) for step in (4, 6, 8, 9)}
+    budget = {4: 10, 6: 8, 8: 8, 9: 8}  # int(8 + 8 left^3), left = 5/7, 3/7, 1/7, 0
     assert [int(used[s].sum()) for s in (1, 2, 3)] == [total] * 3
     assert {step: int(used[step].sum()) for step in budget} == budget
-    assert total > budget[4] > budget[6] >= budget[9] == total // 2
     assert all(np.array_equal(used[s], used[9]) for s in (10, 11, 12))
     assert used[5].sum() == total  # a pruned value may come back until the end
 
