@@ -343,8 +343,7 @@ def chart(rows, heading, path):
     """Writes bars of % of the limit: a group a row, a colour a precision."""
     import textwrap
 
-    if (pyplot := plot.pyplot(path)) is None:
-        return
+    pyplot = plot.pyplot(path)  # there: check_chart
     groups = {}
     for row in rows:
         if row["pct_limit"]:

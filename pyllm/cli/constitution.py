@@ -64,7 +64,7 @@ SECTIONS = {"model": Model, "constitution": Principles, "data": Data, "revised":
 
 
 def add_arguments(parser):
-    from pyllm.cli.preferences import add_arguments
+    from pyllm.cli.run import add_arguments
 
     actions = parser.add_subparsers(dest="action", metavar="run|inspect", required=True)
     add_arguments(actions.add_parser("run", help="both stages; --resume goes on in the middle of either"), SECTIONS)
@@ -74,7 +74,7 @@ def add_arguments(parser):
 
 
 def run(args):
-    from pyllm.cli.preferences import settings
+    from pyllm.cli.run import settings
     from pyllm.errors import ConfigError
 
     if args.action == "inspect":

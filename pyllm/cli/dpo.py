@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from pyllm.cli import preferences
+from pyllm.cli import run as runs
 from pyllm.cli.adapters import Peft, adapt
 from pyllm.cli.config import key
 from pyllm.cli.sft import Data
@@ -24,17 +25,16 @@ SECTIONS = {"model": preferences.Model, "data": Data, "train": DPO, "peft": Peft
 
 
 def add_arguments(parser):
-    preferences.add_arguments(parser, SECTIONS)
+    runs.add_arguments(parser, SECTIONS)
 
 
 def run(args):
-    return dpo(preferences.settings("dpo", args, SECTIONS), args.out, args.resume)
+    return dpo(runs.settings("dpo", args, SECTIONS), args.out, args.resume)
 
 
 def dpo(config, out, resume=False, until=None):
     """Runs a Config of SECTIONS in the folder `out` -> exit code; the rest as pyllm.cli.pretrain.pretrain."""
     from pyllm import objectives
-    from pyllm.cli import run as runs
     from pyllm.cli.sft import open_model
     from pyllm.errors import ConfigError
 

@@ -2,6 +2,7 @@
 from pathlib import Path
 
 from pyllm.cli import policies
+from pyllm.cli import run as runs
 
 ABOUT = {  # key of pyllm.align.GRPOConfig: (words, least, most, choices)
     "algorithm": ("what differs: advantages, the loss's mean, where the divergence goes", None, None,
@@ -30,7 +31,7 @@ def sections():
 
 
 def add_arguments(parser):
-    policies.add_arguments(parser, sections())
+    runs.add_arguments(parser, sections())
 
 
 def run(args):

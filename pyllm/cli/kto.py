@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from pyllm.cli import preferences
+from pyllm.cli import run as runs
 from pyllm.cli.config import key
 from pyllm.cli.sft import Data
 
@@ -20,11 +21,11 @@ SECTIONS = {"model": preferences.Model, "data": Data, "train": KTO}
 
 
 def add_arguments(parser):
-    preferences.add_arguments(parser, SECTIONS)
+    runs.add_arguments(parser, SECTIONS)
 
 
 def run(args):
-    return kto(preferences.settings("kto", args, SECTIONS), args.out, args.resume)
+    return kto(runs.settings("kto", args, SECTIONS), args.out, args.resume)
 
 
 class Compared:
@@ -72,7 +73,6 @@ def kto(config, out, resume=False, until=None):
     from pyllm import objectives, training
     from pyllm.align import frozen_copy
     from pyllm.autograd import precision
-    from pyllm.cli import run as runs
     from pyllm.cli.dpo import without_dropout
     from pyllm.cli.sft import architecture, open_model
     from pyllm.errors import ConfigError

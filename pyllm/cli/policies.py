@@ -54,18 +54,12 @@ def section(config, about):
     return make_dataclass(config.__name__, made, frozen=True)
 
 
-def add_arguments(parser, sections):
-    from pyllm.cli.preferences import add_arguments
-
-    add_arguments(parser, sections)
-
-
 def settings(verb, args, sections):
     """-> the Config of the flags; ConfigError where the model, the data or the reward are missing."""
-    from pyllm.cli.preferences import settings
+    from pyllm.cli import run as runs
     from pyllm.errors import ConfigError
 
-    config = settings(verb, args, sections)
+    config = runs.settings(verb, args, sections)
     if not config.model.reward:
         raise ConfigError(f"{verb}: no reward; expected --reward RUN of pyllm reward, or --reward FILE.py:FUNCTION")
     return config

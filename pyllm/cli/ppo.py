@@ -2,6 +2,7 @@
 from pathlib import Path
 
 from pyllm.cli import policies
+from pyllm.cli import run as runs
 
 ABOUT = {  # key of pyllm.align.PPOConfig: (words, least, most, choices)
     "steps": ("iterations, each a rollout and its updates", 1), "batch": ("prompts an iteration", 1),
@@ -32,7 +33,7 @@ def sections():
 
 
 def add_arguments(parser):
-    policies.add_arguments(parser, sections())
+    runs.add_arguments(parser, sections())
 
 
 def run(args):

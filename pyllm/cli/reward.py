@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from pyllm.cli import preferences
+from pyllm.cli import run as runs
 from pyllm.cli.config import key
 from pyllm.cli.sft import Data
 
@@ -23,11 +24,11 @@ SECTIONS = {"model": preferences.Model, "data": Data, "train": Reward}
 
 
 def add_arguments(parser):
-    preferences.add_arguments(parser, SECTIONS)
+    runs.add_arguments(parser, SECTIONS)
 
 
 def run(args):
-    return reward(preferences.settings("reward", args, SECTIONS), args.out, args.resume)
+    return reward(runs.settings("reward", args, SECTIONS), args.out, args.resume)
 
 
 def reward(config, out, resume=False, until=None):
@@ -36,7 +37,6 @@ def reward(config, out, resume=False, until=None):
 
     from pyllm import objectives, training
     from pyllm.align import RewardModel, agreement
-    from pyllm.cli import run as runs
     from pyllm.cli.sft import open_model
 
     t = config.train

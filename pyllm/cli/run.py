@@ -23,6 +23,29 @@ def newest(verb, out, resume):
     return checkpoint
 
 
+def add_arguments(parser, sections):
+    """The flags of a verb that runs in a folder, and those of the keys in `sections`."""
+    from pyllm.cli.config import add_flags
+
+    parser.add_argument("config", nargs="?", help="a TOML file with the sections below; flags override it")
+    parser.add_argument("--out", required=True, metavar="RUN", help="the run folder")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint of RUN, with its settings")
+    add_flags(parser, sections)
+
+
+def settings(verb, args, sections):
+    """-> the Config of the flags, on resume over the run's own settings; ConfigError where the model or the data are missing."""
+    from pyllm.cli.config import load_config, read_toml
+    from pyllm.errors import ConfigError
+
+    resolved = Path(args.out, "config.resolved.toml")
+    below = [read_toml(resolved)] if args.resume and resolved.is_file() else []
+    config = load_config(args, *below, sections=sections)
+    if missing := [name for name in ("model", "data") if not getattr(config, name).path]:
+        raise ConfigError(f"{verb}: no {' and no '.join(missing)}; expected --{' and --'.join(missing)} PATH")
+    return config
+
+
 def run(verb, out, t, *, steps, warmup, model, tokenizer, objective, batches, evaluate, sample=None, rates=None, checkpoint=None,
         until=None, watch=None, base=""):
     """Trains a model up to `steps` -> exit code: 0, or 130 and 143 after Ctrl-C and SIGTERM, with all saved.

@@ -7,6 +7,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+from pyllm.cli import run as runs
 from pyllm.cli.adapters import Peft, adapt
 from pyllm.cli.config import Steps, key
 
@@ -67,30 +68,16 @@ SECTIONS = {"model": Model, "data": Data, "train": Finetune, "peft": Peft}
 
 
 def add_arguments(parser):
-    from pyllm.cli.config import add_flags
-
-    parser.add_argument("config", nargs="?", help="a TOML file with the sections below; flags override it")
-    parser.add_argument("--out", required=True, metavar="RUN", help="the run folder")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint of RUN, with its settings")
-    add_flags(parser, SECTIONS)
+    runs.add_arguments(parser, SECTIONS)
 
 
 def run(args):
-    from pyllm.cli.config import load_config, read_toml
-    from pyllm.errors import ConfigError
-
-    resolved = Path(args.out, "config.resolved.toml")
-    below = [read_toml(resolved)] if args.resume and resolved.is_file() else []
-    config = load_config(args, *below, sections=SECTIONS)
-    if missing := [name for name in ("model", "data") if not getattr(config, name).path]:
-        raise ConfigError(f"sft: no {' and no '.join(missing)}; expected --{' and --'.join(missing)} PATH")
-    return sft(config, args.out, args.resume)
+    return sft(runs.settings("sft", args, SECTIONS), args.out, args.resume)
 
 
 def sft(config, out, resume=False, until=None, watch=None):
     """Runs a Config of SECTIONS in the folder `out` -> exit code; the rest as pyllm.cli.pretrain.pretrain."""
     from pyllm import peft, training
-    from pyllm.cli import run as runs
     from pyllm.cli.chat import template
     from pyllm.errors import ConfigError
     from pyllm.evaluate.tasks import Options

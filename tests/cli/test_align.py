@@ -10,7 +10,8 @@ import pytest
 import pyllm
 from pyllm.align import RewardModel
 from pyllm.cli import dpo as dpo_verb
-from pyllm.cli import main, preferences
+from pyllm.cli import main
+from pyllm.cli import run as runs
 from pyllm.folders import build
 from pyllm.io import safetensors
 from pyllm.models import FAMILIES
@@ -95,7 +96,7 @@ def test_a_run_that_stops_goes_on_with_the_same_bits(here, tmp_path, verb, data,
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)
     args = parser.parse_args(["--model", str(here / "model"), "--data", str(here / data), "--out", str(tmp_path / "r"), *arguments])
-    assert getattr(module, verb)(preferences.settings(verb, args, module.SECTIONS), tmp_path / "r", until=2) == 0
+    assert getattr(module, verb)(runs.settings(verb, args, module.SECTIONS), tmp_path / "r", until=2) == 0
     assert len(log(tmp_path / "r")) < len(log(tmp_path / "whole"))
     assert main([verb, "--out", str(tmp_path / "r"), "--resume"]) == 0
     assert weights(tmp_path / "r") == weights(tmp_path / "whole") and log(tmp_path / "r") == log(tmp_path / "whole")
