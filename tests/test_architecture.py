@@ -146,7 +146,7 @@ def test_budgets():
     lines = {p: p.read_text().splitlines() for p in CODE}
     assert not [f"{name(p)}: {len(text)} lines" for p, text in lines.items() if len(text) > 600]
     assert not [f"{name(p)}:{i}: {len(s)} columns" for p, text in lines.items() for i, s in enumerate(text, 1) if len(s) > 140]
-    assert sum(len(lines[p]) for p in PYTHON) <= 27_000
+    assert sum(len(lines[p]) for p in PYTHON) <= 28_500
     assert sum(len(lines[p]) for p in CPP) <= 6_000
 
 
