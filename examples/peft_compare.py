@@ -1,7 +1,10 @@
-"""Every way to adapt an encoder to SST-2, beside training all of it: accuracy, trainable share, time, memory, size of the file.
+"""Every way to adapt a model, beside training all of it: accuracy or loss, trainable share, time, memory, size of the file.
 
-    python examples/peft_compare.py sst2 --model MiniLM                        # a table, and peft.png where matplotlib is installed
-    python examples/peft_compare.py sst2 --model MiniLM --methods full,lora    # some of them
+    python examples/peft_compare.py sst2 --model MiniLM --seeds 0,1,2     # an encoder: labels; a table, and peft.png with matplotlib
+    python examples/peft_compare.py instruction-data.json --model SmolLM2-135M-Instruct.Q4_1.gguf --steps 40 --batch 8   # a decoder: answers
+    ... --methods full,lora                                               # some of them
+
+Each run is a line of peft.jsonl in --out: what is there is not run again, so the same command goes on where it stopped.
 """
 import json
 import subprocess
@@ -18,88 +21,133 @@ import pyllm
 from pyllm import data, peft, plot, training
 from pyllm.evaluate import accuracy
 from pyllm.measure import peak_rss_mb
-from pyllm.objectives import classify
+from pyllm.models.base import CausalLM
+from pyllm.objectives import classify, clm
 
 WAYS = {  # name: (method or None for all weights, learning rate)
     "full": (None, 1e-4),
-    "lora": (peft.LoRA(rank=8, alpha=16), 2e-3),
+    "lora": (peft.LoRA(rank=8, alpha=16), 1e-3),
     "adalora": (peft.AdaLoRA(init_r=12, target_r=8, alpha=24), 2e-3),
     "dora": (peft.LoRA(rank=8, alpha=16, dora=True), 2e-3),
     "pissa": (peft.LoRA(rank=8, alpha=8, init="pissa"), 5e-4),
-    "houlsby": (peft.Houlsby(), 2e-3),
+    "houlsby": (peft.Houlsby(reduction=4), 1e-3),
     "pfeiffer": (peft.Pfeiffer(), 2e-3),
     "parallel": (peft.Parallel(reduction=4), 1e-3),
     "prefix": (peft.PrefixTuning(20, std=0.1), 1e-2),
     "prompt": (peft.PromptTuning(20, init="sample_vocab"), 2e-2),
     "ia3": (peft.IA3(), 1e-2),
-    "bitfit": (peft.BitFit(), 3e-3),
+    "bitfit": (peft.BitFit(add=True), 3e-3),
     "ln_tuning": (peft.LNTuning(), 3e-3),
 }
 
 
-def train_one(args, way):
-    """Trains one of WAYS in this process -> its row of the table."""
-    method, lr = WAYS[way]
-    base, tokenizer = pyllm.load(args.model)
+def labels(args, base, tokenizer):
+    """An encoder learns labels -> model, objective, rows to train on, function that says {split: right answers in %}."""
     names = data.label_names(data.read_examples(args.data, "train"))
     model, *_ = training.transfer(base, "classify", labels=names, seed=args.seed)
-    if method is not None:
-        peft.inject(model, method, seed=args.seed)
     options = dict(architecture="encoder", max_length=128, labels=names)
-    train, test = (common.rows(args.data, split, tokenizer, **options) for split in ("train", "test"))
-    if args.quick:
-        train, test = train[:64], test[:32]
-    steps = 4 if args.quick else int(args.steps or 433)
-    optimizer = training.AdamW(model, weight_decay=0.01, betas=(0.9, 0.999), rates=peft.rates(model))
-    optimizer = peft.allocate(model, optimizer, steps)
-    records = list(pyllm.train(model, peft.orthogonal(classify), data.row_batches(train, batch=32, seed=args.seed), optimizer, steps=steps,
-                               lr=training.cosine(lr, steps, steps // 10, lr / 50), seed=args.seed, precision=args.precision))
-    chosen = []
-    for i in range(0, len(test), 64):
-        batch = data.collate(test[i : i + 64])
+    train, valid, test = (common.rows(args.data, split, tokenizer, **options) for split in ("train", "valid", "test"))
+    few = 32 if args.quick else None
+    return model, classify, train[:few], lambda: {"valid": right(model, valid[:few]), "score": right(model, test[:few])}
+
+
+def right(model, rows):
+    """-> percent of the rows whose label comes out."""
+    chosen, wanted = [], []
+    for batch in data.row_batches(rows, batch=64, shuffle=False).once():
         with pyllm.no_grad():
             chosen += model(batch.tokens, batch.segments).data.argmax(1).tolist()
-    report = peft.report(model)
+        wanted += batch.targets.tolist()
+    return 100 * accuracy(np.array(chosen), np.array(wanted)).value
+
+
+def answers(args, base, tokenizer):
+    """A decoder learns answers; every tenth is held out -> the same, with {split: loss in nats a token of the answers}."""
+    rows = common.rows(args.data, "train", tokenizer, architecture="decoder", max_length=base.config.size("context"))
+    rows = sorted(rows, key=len)[: 40 if args.quick else None]
+    held = data.row_batches(rows[::10], batch=16, shuffle=False)
+    return base, clm, [row for i, row in enumerate(rows) if i % 10], lambda: {"score": training.evaluate(base, clm, held.once()).loss}
+
+
+def train_one(args, way):
+    """Trains one of WAYS in this process -> its line of the results."""
+    method = WAYS[way][0]
+    base, tokenizer = pyllm.load(args.model)
+    model, objective, train, look = (answers if isinstance(base, CausalLM) else labels)(args, base, tokenizer)
+    if method is not None:
+        peft.inject(model, method, seed=args.seed)
+    optimizer = training.AdamW(model, weight_decay=0.01, betas=(0.9, 0.999), rates=peft.rates(model))
+    optimizer = peft.allocate(model, optimizer, args.steps)
+    schedule = training.cosine(float(args.rate), args.steps, args.steps // 10, float(args.rate) / 50)
+    records = list(pyllm.train(model, peft.orthogonal(objective), data.row_batches(train, batch=int(args.batch), seed=args.seed), optimizer,
+                               steps=args.steps, lr=schedule, seed=args.seed, precision=args.precision))
+    memory, report = peak_rss_mb(), peft.report(model)
     with tempfile.TemporaryDirectory() as folder:
         if method is not None:
             peft.save(model, f"{folder}/adapter")
         size = sum(file.stat().st_size for file in Path(folder).rglob("*.safetensors")) or 4 * report.total
-    return {"method": way, "accuracy": 100 * accuracy(np.array(chosen), np.array([row.label for row in test])).value,
-            "trainable": 100 * report.share, "ms": 1e3 * float(np.median([r.seconds for r in records])), "mb": peak_rss_mb(),
-            "kb": size / 1e3, "loss": float(np.mean([r.loss for r in records[-20:]]))}
+    return {**look(), "measure": "loss, nats" if objective is clm else "accuracy, %", "trainable": 100 * report.share,
+            "ms": 1e3 * float(np.median([r.seconds for r in records])), "mb": memory, "kb": size / 1e3,
+            "loss": float(np.mean([r.loss for r in records[-20:]]))}
 
 
-def table(rows):
-    head = "| method | accuracy, % | trained, % | ms a step | peak memory, MB | file, kB |\n|---|---|---|---|---|---|"
-    return "\n".join([head] + [f"| {r['method']} | {r['accuracy']:.1f} | {r['trainable']:.3g} | {r['ms']:.0f} | {r['mb']:.0f} | "
-                               f"{r['kb']:,.0f} |" for r in rows])
+def summary(lines):
+    """The lines of all runs -> {method: {name: (mean, half the range over its seeds)}}, in the order of WAYS."""
+    runs = {way: [line for line in lines if line["method"] == way] for way in WAYS}
+    return {way: {"seeds": len(found)} | {key: (np.mean(of := [line[key] for line in found]), np.ptp(of) / 2)
+                                          for key in ("score", "trainable", "ms", "mb", "kb")} for way, found in runs.items() if found}
 
 
-def chart(rows, path):
+def table(rows, measure):
+    head = f"| method | {measure} | seeds | trained, % | ms a step | peak memory, MB | file, kB |\n|---|---|---|---|---|---|---|"
+    return "\n".join([head] + ["| {} | {:.3f} +- {:.3f} | {} | {:.3g} | {:.0f} | {:.0f} | {:,.0f} |".format(
+        way, *r["score"], r["seeds"], *(r[key][0] for key in ("trainable", "ms", "mb", "kb"))) for way, r in rows.items()])
+
+
+def chart(rows, measure, path):
     if (pyplot := plot.pyplot(path)) is None:
         return
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    for row in rows:
-        axes.scatter(row["trainable"], row["accuracy"])
-        axes.annotate(row["method"], (row["trainable"], row["accuracy"]), xytext=(4, 4), textcoords="offset points")
-    axes.set(xscale="log", xlabel="trained share of the parameters, %", ylabel="accuracy on SST-2's test, %")
-    axes.grid(alpha=0.3)
+    figure, panels = pyplot.subplots(2, 2, figsize=(11, 8), layout="constrained")
+    titles = (measure, "ms a step", "peak memory, MB", "file of the adapter, kB")
+    for axes, key, title in zip(panels.flat, ("score", "ms", "mb", "kb"), titles):
+        for way, row in rows.items():
+            axes.errorbar(row["trainable"][0], row[key][0], yerr=row[key][1] or None, fmt="o", capsize=3)
+            axes.annotate(way, (row["trainable"][0], row[key][0]), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        axes.set(xscale="log", yscale="log" if key == "kb" else "linear", xlabel="trained share of the parameters, %", title=title)
+        axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 
 
-args = common.arguments(__doc__, model="a folder with a pretrained encoder", methods=f"some of {','.join(WAYS)} (default: all)",
-                        steps="optimizer steps of each (default 433, two epochs)", only="(internal) one method, its row as JSON")
+args = common.arguments(__doc__, model="a pretrained encoder or decoder", methods=f"some of {','.join(WAYS)} (default: all)",
+                        seeds="one run for each (default: --seed)", steps="optimizer steps (default 375)",
+                        batch="rows of a step (default 32)", rate="another learning rate than the method's",
+                        only="(internal) one method, its line as JSON")
+args.steps, args.batch = 4 if args.quick else int(args.steps or 375), args.batch or "32"
 if args.only:
     began = time.monotonic()
-    row = train_one(args, args.only)
-    print(json.dumps({**row, "seconds": time.monotonic() - began}))
-else:
-    rows = []
-    for way in (args.methods or ",".join(WAYS)).split(","):  # each in a process of its own, for its peak memory
-        command = [sys.executable, __file__, args.data, "--model", args.model, "--only", way, "--seed", str(args.seed),
-                   "--precision", args.precision, "--steps", args.steps or "433", *(["--quick"] if args.quick else [])]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(f"{way:<10} {rows[-1]}", flush=True)
-    print(table(rows))
-    chart(rows, "peft.png")
+    found = train_one(args, args.only)
+    print(json.dumps({**found, "seconds": time.monotonic() - began}))
+    sys.exit()
+folder = Path(args.out or ".")
+folder.mkdir(parents=True, exist_ok=True)
+kept = folder / "peft.jsonl"
+ways = args.methods.split(",") if args.methods else list(WAYS)
+shared = {"data": Path(args.data).name, "model": Path(args.model).name, "steps": args.steps, "batch": int(args.batch)}
+jobs = [{**shared, "method": way, "seed": int(seed), "lr": float(args.rate or WAYS[way][1])}
+        for seed in (args.seeds or str(args.seed)).split(",") for way in ways]
+for job in jobs:
+    lines = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    if any(job.items() <= line.items() for line in lines):
+        continue
+    command = [sys.executable, __file__, args.data, "--model", args.model, "--precision", args.precision, "--steps", str(args.steps),
+               "--batch", args.batch, "--only", job["method"], "--seed", str(job["seed"]), "--rate", str(job["lr"]),
+               *(["--quick"] if args.quick else [])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # a process of its own, for its peak memory
+    line = job | json.loads(done.stdout.splitlines()[-1])
+    with open(kept, "a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(line, flush=True)
+lines = [json.loads(line) for line in kept.read_text().splitlines()]
+lines = [line for line in lines if any(job.items() <= {**line, "seed": job["seed"]}.items() for job in jobs)]  # of all seeds there are
+print(table(summary(lines), lines[0]["measure"]))
+chart(summary(lines), lines[0]["measure"], folder / "peft.png")

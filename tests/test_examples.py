@@ -76,12 +76,15 @@ def peft_compare(folder):
     config = dict(model_type="bert", vocab_size=tokenizer.vocab_size, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
                   num_attention_heads=2, max_position_embeddings=160, architectures=["BertModel"])
     save(build(config, seed=0), tokenizer, folder / "encoder")
+    config = dict(model_type="gpt2", vocab_size=tokenizer.vocab_size, n_positions=160, n_embd=16, n_layer=2, n_head=2)
+    save(build(config, seed=0), tokenizer, folder / "decoder")
+    (folder / "answers.json").write_text(json.dumps([{"prompt": p, "completion": p[:9]} for p in phrases(50, 6)]))
 
 
 CASES = {text_generation: r"validation: [\d.]+ nats a character", translation: r"BLEU [\d.]+ .*nrefs:1", summarisation: r"rouge1 [\d.]+ \(",
          question_answering: r"the model: exact match [\d.]+ .*F1", sentiment: r"accuracy [\d.]+ \(.* on the test",
          rlhf_sentiment: r"\| ppo \| 1 \| [\d.]+ ", constitution: r"\| aligned \| [\d.]+ ",
-         peft_compare: r"\| adalora \| [\d.]+ \| [\d.]+ \|"}
+         peft_compare: r"\| adalora \| [\d.]+ \+- 0.000 \| 1 \| [\d.]+ \|"}
 ADAPTED = {constitution: "out/adapter/adapter_model.safetensors", rlhf_sentiment: "out/model/model.safetensors", peft_compare: None}
 
 
@@ -104,5 +107,10 @@ def test_example(make, tmp_path):
                           timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(CASES[make], done.stdout, re.I), done.stdout
+    if make is peft_compare:
+        command[2:3] = [str(data / "answers.json")]
+        again = subprocess.run([*command, "--model", str(data / "decoder"), "--methods", "full,bitfit"], capture_output=True, text=True,
+                               env={**os.environ, "PYTHONPATH": str(ROOT), "PYLLM_THREADS": "1"}, timeout=300, cwd=tmp_path)
+        assert re.search(r"loss, nats.*\| bitfit \| [\d.]+ ", again.stdout, re.S), again.stdout + again.stderr
     if (made := ADAPTED.get(make, "out/model.safetensors")) is not None:
         assert (tmp_path / made).is_file()

@@ -1,4 +1,6 @@
 """The decoding engine: rows of unequal length, continued a token at a time over cached keys and values."""
+from contextlib import nullcontext
+
 import numpy as np
 
 from pyllm import kernels as K
@@ -29,7 +31,7 @@ class Decoder:
         if not len(prompts) or not all(map(len, prompts)):
             what = f"prompt {[len(p) for p in prompts].index(0)} has no tokens" if len(prompts) else "no prompts"
             raise ValueError(f"generate: {what}; expected at least one token a row")
-        self.model, self.sampling, self.slide, self.ends, self.limit = model, sampling, slide, ends, limit
+        self.model, self.sampling, self.slide, self.ends, self.limit, self.copies = model, sampling, slide, ends, limit, copies
         self.context, self.vocabulary = model.config.size("context"), vocabulary or model.config.vocab_size
         lengths = np.array([len(p) for p in prompts])
         longest = int(lengths.max())
@@ -43,7 +45,7 @@ class Decoder:
         self.in_session = session is not None and session.cache is self.cache
         self.cache.memory = memory and memory.rows(order)
         unread = [ids[n:] if len(ids) <= self.context else self._recent(ids) for ids, n in zip(texts, self.cache.lengths)]
-        hidden = read(model, self.cache, unread)
+        hidden = read(model, self.cache, unread, order)
         self.context -= self.cache.ahead
         self.rows, self.history, self.matcher, self.states, self.draft = order, texts, matcher, None, None
         self.prompts, self.drafted, self.accepted = lengths[order], *np.zeros((2, len(prompts) * copies), np.int64)
@@ -54,6 +56,11 @@ class Decoder:
         self.states = matcher and [matcher.start] * len(self.rows)
         self.draft = draft and draft.start(self)
         self._round(hidden[:, None], np.full((len(self.rows), 1), -1))
+
+    @property
+    def numbers(self):
+        """-> (b,) which prompt each row left continues."""
+        return self.rows // self.copies
 
     def _recent(self, ids):
         return ids[-max(1, self.context // 2) :]
@@ -156,14 +163,13 @@ class Decoder:
         for row in np.flatnonzero(self.cache.lengths >= self.context):
             self.cache.lengths[row] = 0
             if len(recent := self._recent(self.history[row])[:-1]):  # the last one is read below, with those of the others
-                read(self.model, self.cache.part(row, row + 1), [recent])
+                read(self.model, self.cache.part(row, row + 1), [recent], self.numbers[[row]])
         last = np.array([ids[-1] for ids in self.history], np.int32)[:, None]
         guesses = np.empty((len(last), 0), np.int32)
         if self.draft is not None and (room := int(self.context - 1 - self.cache.lengths.max())) > 0:
             guesses = self.draft.guess(self, room)
             self.drafted[self.rows] += (guesses >= 0).sum(1)
-        with no_grad():
-            hidden = self.model.hidden(np.concatenate([last, np.maximum(guesses, 0)], 1), cache=self.cache).data
+        hidden = hidden_of(self.model, np.concatenate([last, np.maximum(guesses, 0)], 1), self.cache, self.numbers)
         self.cache.advance(1)
         self._round(hidden, np.concatenate([guesses, np.full_like(last, -1)], 1))
 
@@ -190,8 +196,20 @@ class Decoder:
 INFINITE = 1 << 62
 
 
-def read(model, cache, texts):
-    """texts: B lists of ids, the longest first, read behind what the rows of `cache` hold -> hidden:(B, C) of their last tokens."""
+def hidden_of(model, tokens, cache, numbers):
+    """tokens:(B, T) behind those of the cache -> hidden:(B, T, C) without gradients.
+
+    numbers:(B,) which prompt each row continues: where every prompt has adapters of its own (pyllm.peft.rows), the row has those.
+    """
+    with no_grad(), model.by_row(numbers) if model.by_row else nullcontext():
+        return model.hidden(tokens, cache=cache).data
+
+
+def read(model, cache, texts, numbers):
+    """texts: B lists of ids, the longest first, read behind what the rows of `cache` hold -> hidden:(B, C) of their last tokens.
+
+    numbers:(B,) see hidden_of.
+    """
     lengths, begin, last = np.array([len(ids) for ids in texts]), 0, None
     while begin < lengths[0]:
         b = int((lengths > begin).sum())  # the rows with something left are the first ones
@@ -201,8 +219,7 @@ def read(model, cache, texts):
             chunk = ids[begin : begin + t]
             tokens[row, : len(chunk)] = chunk
         rows = cache if b == len(texts) else cache.part(0, b)
-        with no_grad():
-            hidden = model.hidden(tokens, cache=rows).data
+        hidden = hidden_of(model, tokens, rows, numbers[:b])
         real = np.minimum(lengths[:b] - begin, t)
         rows.advance(real)
         if last is None:

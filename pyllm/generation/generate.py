@@ -146,10 +146,13 @@ def _decoder(model, tokenizer, prompts, sampling, max_tokens, seed, slide, copie
         if tokenizer is None:
             raise ValueError("generate: a constraint without a tokenizer; expected one, since it is text that is constrained")
         matcher = constraint.over(tokenizer, ends)
+    if model.by_row and len(model.by_row) != len(prompts):
+        raise ValueError(f"generate: {len(prompts)} prompts within peft.rows of {len(model.by_row)}; expected as many")
     ids = [_ids(tokenizer, prompt, row) for row, prompt in enumerate(prompts)]
     memory = None
-    if session is not None and (slide or isinstance(model, EncoderDecoder)):
-        raise ConfigError("generate: a session with slide or an encoder-decoder; expected a causal model whose text only grows")
+    if session is not None and (slide or model.by_row or isinstance(model, EncoderDecoder)):
+        raise ConfigError("generate: a session with slide, peft.rows or an encoder-decoder; expected a causal model whose text only grows, "
+                          "read with the same weights")
     if isinstance(model, EncoderDecoder):
         if not ids or not all(ids):
             raise ValueError("generate: no prompts, or one without tokens; expected at least one token a row")

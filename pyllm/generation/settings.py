@@ -52,9 +52,6 @@ def settings(model, given, sampling=None):
     """
     if not isinstance(model, (CausalLM, EncoderDecoder)):
         raise ValueError(f"generate: a {type(model).__name__} predicts no next token; expected a causal model or an encoder-decoder")
-    if model.by_row:
-        raise ConfigError("generate: the model computes each row with an adapter of its own, but rows change places here. "
-                          "Hint: peft.activate, and a call for each adapter")
     for name in given:
         if name not in OURS and name not in ("max_tokens", "stop"):
             raise ConfigError(f"generate: unknown argument {name!r}.{suggest(name, OURS)}")

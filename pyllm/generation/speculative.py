@@ -13,7 +13,7 @@ import numpy as np
 
 from pyllm.autograd import no_grad, ops
 from pyllm.errors import ConfigError
-from pyllm.generation.decode import read
+from pyllm.generation.decode import hidden_of, read
 from pyllm.models.base import CausalLM
 from pyllm.nn import Cache
 
@@ -83,7 +83,7 @@ class _Drafting:
         self.context = self.model.config.size("context")
         order = sorted(range(len(decoder.history)), key=lambda row: -len(decoder.history[row]))
         self.cache = Cache(len(order), self.context)
-        read(self.model, self.cache, [decoder.history[row][: self.context] for row in order])
+        read(self.model, self.cache, [decoder.history[row][: self.context] for row in order], decoder.numbers[order])
         self.context -= self.cache.ahead
         self.cache.select(np.argsort(order))
 
@@ -99,7 +99,7 @@ class _Drafting:
         self.cache.lengths[:] = np.minimum(self.cache.lengths, lengths - 1)  # what was guessed wrong is forgotten
         texts, guesses = [list(text) for text in decoder.history], np.empty((len(lengths), n), np.int32)
         for j in range(n):
-            logits = self._read([text[held:] for text, held in zip(texts, self.cache.lengths)])
+            logits = self._read([text[held:] for text, held in zip(texts, self.cache.lengths)], decoder.numbers)
             scores = decoder.sampling.adjust(logits[:, : decoder.vocabulary], texts, decoder.prompts, decoder.ends, decoder.limit)
             keys = [decoder.keys[row].fold(decoder.drawn(i) + j) for i, row in enumerate(decoder.rows)]
             guesses[:, j] = decoder.sampling.choose(scores, keys)
@@ -107,19 +107,19 @@ class _Drafting:
                 text.append(id)
         return guesses
 
-    def _read(self, unread):
-        """unread: of each row the tokens behind those of the cache, one or more -> logits:(b, V) behind the last."""
+    def _read(self, unread, numbers):
+        """unread: each row's tokens behind those of the cache, one or more; numbers: see hidden_of -> logits:(b, V) behind the last."""
         for row, ids in enumerate(unread):
             if len(ids) > 2:  # behind rounds without guesses
-                read(self.model, self.cache.part(row, row + 1), [ids[:-1]])
+                read(self.model, self.cache.part(row, row + 1), [ids[:-1]], numbers[[row]])
                 unread[row] = ids[-1:]
         counts = np.array([len(ids) for ids in unread])
         tokens = np.zeros((len(unread), counts.max()), np.int32)
         for row, ids in zip(tokens, unread):
             row[: len(ids)] = ids
+        hidden = hidden_of(self.model, tokens, self.cache, numbers)[np.arange(len(unread)), counts - 1]
+        self.cache.advance(counts)
         with no_grad():
-            hidden = self.model.hidden(tokens, cache=self.cache).data[np.arange(len(unread)), counts - 1]
-            self.cache.advance(counts)
             return ops.linear(hidden, self.model.head_weight(), self.model.head_bias()).data
 
 

@@ -208,7 +208,7 @@ class Headed(Module):
     """
 
     HEAD = generation = None
-    by_row = False  # rows of a batch are computed each its own way, so that none may change its place
+    by_row = None  # where rows have adapters of their own: by_row(numbers) is a scope in which row i is computed as row numbers[i] is
 
     def __init__(self, trunk):
         self.config, self.PREFIX = trunk.config, trunk.PREFIX

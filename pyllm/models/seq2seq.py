@@ -142,7 +142,7 @@ class EncoderDecoder(Pair):
     """
 
     PREFIX, TRANSPOSED, IGNORED, RENAMED, OPTIONAL, ALSO, TRUNK, HEAD, OTHERS = "", (), (), (), (), (), PairTrunk, "lm_head", {}
-    generation, by_row = None, False  # see Headed
+    generation = by_row = None  # see Headed
     architecture = property(lambda self: self.config.architecture)
 
     def hidden(self, tokens, decoder_tokens, segments=None, decoder_segments=None, *, rng=None):
@@ -186,6 +186,7 @@ class Continuation:
 
     def __init__(self, model):
         self.model, self.config, self.head_weight, self.head_bias = model, model.config, model.head_weight, model.head_bias
+        self.by_row = model.by_row
 
     def hidden(self, tokens, cache):
         """tokens:(B, T) -> Tensor (B, T, C)."""

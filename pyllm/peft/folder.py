@@ -90,11 +90,21 @@ def load(model, folder, name="default"):
     kinds = {kind: m for m in METHODS.values() for kind in (m.PEFT, f"PYLLM_{m.NAME.upper()}") if kind}
     if not isinstance(config, dict) or config.get("peft_type") not in kinds:
         kind = config.get("peft_type") if isinstance(config, dict) else config
-        raise FormatError(f"load: {folder}: peft_type={kind!r}; expected one of {', '.join(kinds)}")
+        others = {"adapters.safetensors": "mlx-lm: pyllm.peft.load_mlx", "adapter.safetensors": "AdapterHub: pyllm.peft.load_hub"}
+        hint = next((f". Hint: a folder of {how} reads it" for file, how in others.items() if (folder / file).exists()), "")
+        raise FormatError(f"load: {folder}: peft_type={kind!r}; expected one of {', '.join(kinds)}{hint}")
     base.check_free(model, name, "load")
     file = folder / "adapter_model.safetensors"
-    method = kinds[config["peft_type"]].from_peft(config, str(folder))
-    placed = placed_by(model, method, config)
+    if not file.is_file():
+        raise FileNotFoundError(f"load: {folder}: no adapter_model.safetensors" + (
+            "; adapter_model.bin is a pickle, which can run code and is not read. Hint: PEFT's save_pretrained writes safetensors"
+            if (folder / "adapter_model.bin").exists() else "; expected the adapter's tensors"))
+    try:
+        method = kinds[config["peft_type"]].from_peft(config, str(folder))
+        placed = placed_by(model, method, config)
+    except (AttributeError, KeyError, TypeError, re.error) as error:
+        raise FormatError(f"load: {folder}: adapter_config.json: {type(error).__name__}: {error}; expected the keys and types that PEFT "
+                          "writes") from error
     give(model, method, placed, method.from_files(read(file), placed), str(file))
     base.put(model, placed, method, name)
     return model

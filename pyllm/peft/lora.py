@@ -1,11 +1,12 @@
 """LoRA: a product of two thin matrices beside a weight (Hu et al. 2021), with rsLoRA, DoRA, PiSSA and LoRA+ as its options."""
 import re
+import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from pyllm.autograd import Tensor, drawn_from, ops
-from pyllm.errors import ConfigError
+from pyllm.errors import ConfigError, FormatError
 from pyllm.nn import Embedding, Linear
 from pyllm.peft.base import ANY, Adapter, LinearAdapter, Method, _floats, candidates, condensed, score_layers
 from pyllm.peft.own import Own
@@ -74,6 +75,12 @@ class LoRA(Method):
 
         unknown_keys(config, (*_READ.values(), "init_lora_weights", "lora_bias", *_TRAINING), _FIXED, where)
         init = config.get("init_lora_weights")
+        if str(init).startswith(_OFF_THE_BASE):
+            raise FormatError(f"load: {where}: init_lora_weights={init!r}: PEFT takes what it began with off the base's weights. Hint: PEFT's "
+                              "save_pretrained(folder, path_initial_model_for_weight_conversion=...) writes a LoRA for the base as it is")
+        if str(init).startswith("pissa_niter"):
+            warnings.warn(f"load: {where}: init_lora_weights={init!r}: PEFT took an estimate of the singular parts off the base's weights, "
+                          "drawn anew each time; here they are exact", stacklevel=3)
         return cls(init="pissa" if str(init).startswith("pissa") else "default",
                    **{own: config[key] for own, key in _READ.items() if config.get(key) is not None})
 
@@ -92,6 +99,7 @@ _READ = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "rslora"
          "rank_pattern": "rank_pattern", "alpha_pattern": "alpha_pattern"}
 _TRAINING = ("megatron_config", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "velora_config",
              "monteclora_config", "ensure_weight_tying")  # of how an adapter was made
+_OFF_THE_BASE = ("olora", "corda", "loftq", "lora_ga")
 _FIXED = {"use_qalora": False, "layer_replication": None, "lora_bias": False, "target_parameters": None,
           "alora_invocation_tokens": None, "arrow_config": None, "kasa_config": None, "use_bdlora": None, "trainable_token_indices": None}
 

@@ -11,12 +11,17 @@ from pyllm.peft.lora import LoRAEmbedding, LoRALinear
 def rows(model, chosen):
     """with rows(model, ["one", None, "two"]): row i of a batch of so many is computed with the LoRA chosen[i], or with none.
 
-    The base's products are made once for all rows. Without gradients into the adapters. ValueError: an adapter that is no plain LoRA;
-    pyllm.generate inside, whose rows change places.
+        with peft.rows(model, ["one", None, "two"]):
+            pyllm.generate(model, tokenizer, three_prompts)
+
+    The base's products are made once for all rows; each row has the bits that its adapter alone gives it. In generate row i is prompt i
+    and what continues it. ValueError: an adapter that is no plain LoRA; a batch of another number of rows.
     """
     used = [name for name in dict.fromkeys(chosen) if name is not None]
     for name in used:
         _known(model, name, "rows")
+    if not chosen or model.by_row:
+        raise ValueError(f"rows: {len(chosen)} rows, within {len(model.by_row or ())} of another call; expected at least one, and one call")
     before = {a: a.active for a in adapters(model)}
     parts = [a for a in before if a.name in used]
     if odd := [a for a in parts if type(a) not in (LoRALinear, LoRAEmbedding) or a.method.dora or a.method.init == "pissa"]:
@@ -25,16 +30,38 @@ def rows(model, chosen):
     try:
         for a in before:
             a.active = a in parts
-        for a in parts:
-            a.rows = np.array([name == a.name for name in chosen], np.float32).reshape(-1, 1, 1)
-        model.by_row = True
+        model.by_row = _ByRow(parts, chosen)
         yield model
     finally:
-        model.by_row = False
+        model.by_row = None
         for a, active in before.items():
             a.active = active
         for a in parts:
             a.rows = None
+
+
+class _ByRow:
+    """Which rows of a batch an adapter works in. parts: the Adapters; chosen: of each row the name of its own."""
+
+    def __init__(self, parts, chosen):
+        self.parts, self.chosen = parts, np.array(chosen, object)
+        self._place(slice(None))
+
+    def __len__(self):
+        return len(self.chosen)
+
+    @contextmanager
+    def __call__(self, numbers):
+        """numbers:(B,) -> a scope in which row i of a batch is computed as row numbers[i] of `chosen`."""
+        try:
+            self._place(numbers)
+            yield
+        finally:
+            self._place(slice(None))
+
+    def _place(self, numbers):
+        for a in self.parts:
+            a.rows = (self.chosen[numbers] == a.name).astype(np.float32).reshape(-1, 1, 1)
 
 
 def swap(model, name, folder):

@@ -6,7 +6,7 @@ import pytest
 
 from pyllm import peft
 from pyllm.errors import ConfigError, FormatError
-from pyllm.generation import generate
+from pyllm.generation import DraftModel, Session, generate
 from pyllm.io import gguf, safetensors
 from tests.peft.test_use import shaken
 from tests.peft.tiny import batch_of, logits, make
@@ -78,26 +78,57 @@ def test_a_combined_adapter_is_saved_like_any_other(tmp_path):
 # ---- a row its own, and another one in the place of an adapter
 
 
+def alone(model, name, call):
+    """What call() gives with one adapter in force, or with none."""
+    if name is not None:
+        return call(peft.activate(model, name))
+    with peft.disabled(model):
+        return call(model)
+
+
 def test_each_row_of_a_batch_has_its_own_adapter():
     model, batch = two(ranks=(2, 3))
-    tokens = np.repeat(batch.tokens[:1], 4, 0)
-    chosen, single = ["n1", None, "n0", "n1"], {}
-    for name in ("n0", "n1"):
-        peft.activate(model, name)
-        single[name] = model(tokens).data
-    with peft.disabled(model):
-        single[None] = model(tokens).data
+    tokens, chosen = np.repeat(batch.tokens[:1], 4, 0), ["n1", None, "n0", "n1"]
+    single = {name: alone(model, name, lambda m: m(tokens).data) for name in ("n0", None, "n1")}
     with peft.rows(model, chosen):
         together = model(tokens).data
-        with pytest.raises(ConfigError, match="rows change places here"):  # the longest prompt is read first
-            generate(model, None, [[1], [2, 3], [4], [5]])
-        with pytest.raises(ValueError, match="4 rows, a batch of 2"):
-            model(tokens[:2])
-    np.testing.assert_allclose(together, np.stack([single[name][i] for i, name in enumerate(chosen)]), atol=1e-5)
-    assert np.array_equal(together[1], single[None][1])
+        for wrong, words in ((lambda: model(tokens[:2]), "4 rows, a batch of 2"), (lambda: generate(model, None, [[1], [2]]), "2 prompts"),
+                             (lambda: peft.rows(model, ["n0"]).__enter__(), "one call")):
+            with pytest.raises(ValueError, match=words):
+                wrong()
+    assert np.array_equal(together, np.stack([single[name][i] for i, name in enumerate(chosen)]))
     assert np.array_equal(model(tokens).data, single["n1"])  # in force again
     with pytest.raises(ConfigError, match="n7"), peft.rows(model, ["n7"]):
         pass
+
+
+@pytest.mark.parametrize("options", [{}, dict(num_return_sequences=2), dict(num_beams=3), dict(slide=True), dict(draft=True)])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_a_row_keeps_its_adapter_where_rows_change_places(family, options):
+    """Prompts are read by length, rows leave the batch and are copied: each gives what its adapter alone gives, to the bit."""
+    if family == "t5" and (options.get("slide") or options.get("draft")):
+        pytest.skip("not of encoder-decoders")
+    model, _ = two(family, ranks=(2, 3))
+    prompts, chosen = [[3, 4], [5, 6, 7, 8, 9, 3], [3, 4], [8], [9, 1, 2]], ["n1", "n0", None, "n0", "n1"]
+    if options.get("draft"):
+        options = dict(draft=DraftModel(make(family, seed=4)))
+    options = dict(max_tokens=30 if options.get("slide") else 12, stop=(), **options)
+    if "num_beams" not in options:
+        options |= dict(temperature=0.8, logprobs=not options.get("draft"))
+    expected = [alone(model, name, lambda m: generate(m, None, [p], seed=i * options.get("num_return_sequences", 1), **options)[0])
+                for i, (name, p) in enumerate(zip(chosen, prompts))]
+    with peft.rows(model, chosen):
+        found = generate(model, None, prompts, seed=0, **options)
+        assert np.array_equal(peft.adapters(model, "n0")[0].rows.ravel(), [0, 1, 0, 1, 0])
+    for mine, theirs in zip(found, expected):
+        for a, b in zip(*([x] if not isinstance(x, list) else x for x in (mine, theirs))):
+            assert (a.ids, a.logprobs, a.score) == (b.ids, b.logprobs, b.score)
+
+
+def test_a_session_is_refused_where_rows_have_their_own_adapters():
+    model, _ = two(ranks=(2, 3))
+    with peft.rows(model, ["n0"]), pytest.raises(ConfigError, match="peft.rows"):
+        generate(model, None, [[1]], session=Session(model))
 
 
 def test_an_adapter_is_swapped_for_another_ones_folder(tmp_path):

@@ -234,9 +234,30 @@ def test_files_that_do_not_fit(tmp_path):
     for changes, words in (({"peft_type": "LOHA"}, "expected one of"), ({"use_qalora": True}, "use_qalora=True")):
         config.write_text(json.dumps({**values, **changes}))
         unchanged(model, lambda: peft.load(model, tmp_path / "a"), FormatError, words)
+    for broken in ({"target_modules": 5}, {"target_modules": "q("}, {"lora_alpha": "x"}, {"rank_pattern": [1]}, {"modules_to_save": 5}):
+        config.write_text(json.dumps({**values, **broken}))
+        unchanged(model, lambda: peft.load(model, tmp_path / "a"), FormatError, "adapter_config.json", "expected the keys and types")
     config.write_text(json.dumps({**values, "from_the_future": 1}))
     with pytest.warns(UserWarning, match="from_the_future"):
         peft.load(model, tmp_path / "a")
+
+
+@pytest.mark.parametrize("init", ["olora", "corda", "loftq", "lora_ga"])
+def test_a_lora_whose_beginning_was_taken_off_the_base_is_refused(init, tmp_path):
+    """Its A and B alone give other logits, silently: PEFT changes the base's weights when it opens the folder."""
+    peft.save(peft.inject(make("gpt2"), peft.LoRA(rank=2)), tmp_path / "a")
+    config = tmp_path / "a/adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "init_lora_weights": init}))
+    model = make("gpt2")
+    unchanged(model, lambda: peft.load(model, tmp_path / "a"), FormatError, init, "path_initial_model_for_weight_conversion")
+
+
+def test_folders_of_other_kinds_say_what_reads_them(tmp_path):
+    peft.save(peft.inject(make("gpt2"), peft.LoRA(rank=2)), tmp_path / "a")
+    (tmp_path / "a/adapter_model.safetensors").rename(tmp_path / "a/adapter_model.bin")
+    unchanged(model := make("gpt2"), lambda: peft.load(model, tmp_path / "a"), FileNotFoundError, "pickle", "save_pretrained")
+    peft.save_hub(peft.inject(make("gpt2"), peft.Houlsby()), tmp_path / "hub")
+    unchanged(model, lambda: peft.load(model, tmp_path / "hub"), FormatError, "load_hub")
 
 
 def test_a_classifier_s_new_layer_is_trained_and_saved_with_the_adapter(tmp_path):
