@@ -1,7 +1,7 @@
 """Every way to adapt a model, beside training all of it: accuracy or loss, trainable share, time, memory, size of the file.
 
     python examples/peft_compare.py sst2 --model MiniLM --seeds 0,1,2     # an encoder: labels; a table, and peft.png with matplotlib
-    python examples/peft_compare.py instruction-data.json --model SmolLM2-135M-Instruct.Q4_1.gguf --steps 40 --batch 8   # a decoder: answers
+    python examples/peft_compare.py instruction-data.json --model SmolLM2.gguf --steps 40 --batch 8    # a decoder: answers
     ... --methods full,lora                                               # some of them
 
 Each run is a line of peft.jsonl in --out: what is there is not run again, so the same command goes on where it stopped.

@@ -1,7 +1,7 @@
 """pyllm chat: a conversation with a model, answers as they come; lines of a pipe are messages too."""
 import sys
 
-from pyllm.cli.generate import NUMBERS
+from pyllm.cli.generate import ADAPTER, NUMBERS, opened
 
 GIVEN = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 HELP = '''/reset          forget the conversation (the system text stays)
@@ -15,6 +15,7 @@ Ctrl-C ends an answer. A message that begins with / begins with a blank.'''
 def add_arguments(parser):
     add = parser.add_argument
     add("model", metavar="MODEL", help="a model folder, a run folder of pyllm, or a .gguf file")
+    add("--adapter", **ADAPTER)
     add("--system", metavar="TEXT", help="how the model should answer; default: what its chat template says")
     add("--template", metavar="NAME", help="a built-in chat template (chatml, llama3, gemma) or a file with Jinja text, in place of the "
         "model's own")
@@ -30,13 +31,7 @@ def add_arguments(parser):
 
 
 def run(args):
-    from pyllm.cli.generate import model_folder
-    from pyllm.errors import FormatError
-    from pyllm.folders import load
-
-    model, tokenizer = load(model_folder(args.model), packed=args.packed)
-    if tokenizer is None:
-        raise FormatError(f"{args.model}: the folder has no tokenizer file, such as tokenizer.json, which text needs")
+    model, tokenizer = opened(args.model, args.adapter, args.packed)
     if args.template is not None:
         tokenizer.chat_template = template(args.template)
     sampling = {"max_tokens": args.max_tokens, **{name: getattr(args, name) for name in GIVEN if getattr(args, name) is not None}}

@@ -6,10 +6,12 @@ from pathlib import Path
 
 
 def add_arguments(parser):
+    from pyllm.cli.generate import ADAPTER
     from pyllm.evaluate.tasks import TASKS
 
     add = parser.add_argument
     add("model", metavar="MODEL", help="a model folder, a .gguf file, or a run folder")
+    add("--adapter", **ADAPTER)
     add("--data", required=True, metavar="PATH", help="a file of examples, or a folder of them")
     add("--task", required=True, metavar="TASK", help="; ".join(f"{name}: {task.about}" for name, task in TASKS.items()))
     add("--split", choices=("train", "valid", "test"), help="of a folder; default: test where there is one, else all")
@@ -30,7 +32,7 @@ def add_arguments(parser):
 
 def run(args):
     from pyllm import __version__
-    from pyllm.cli.sft import open_model
+    from pyllm.cli.generate import opened
     from pyllm.data import find_splits
     from pyllm.errors import ConfigError, FormatError, suggest
     from pyllm.evaluate.tasks import TASKS, Options, evaluate
@@ -43,7 +45,7 @@ def run(args):
             raise ConfigError(f"--{name.replace('_', '-')} {value}; expected a whole number of at least 1")
     columns = dict(pair.split("=", 1) for pair in args.columns.split(",") if "=" in pair) or None
     options = Options(args.batch, args.max_tokens, args.beams, tuple(args.stop), args.prompt_format, args.length, args.stride, args.seed)
-    model, tokenizer = open_model(args.model)
+    model, tokenizer = opened(args.model, args.adapter)
     try:
         split = args.split or ("test" if "test" in find_splits(args.data, columns) else None)
         examples = TASKS[args.task].read(args.data, split, columns)

@@ -18,10 +18,14 @@ NUMBERS = {  # option -> (type, metavar, what it does); without it generation_co
 }
 
 
+ADAPTER = dict(action="append", default=[], metavar="FOLDER",
+               help="an adapter's folder, or a run folder that has one; several are stacked (default: the run folder's own)")
+
+
 def add_arguments(parser):
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="a model folder, a run folder of pyllm, or a .gguf file")
-    add("--adapter", metavar="FOLDER", help="an adapter's folder, or a run folder that has one")
+    add("--adapter", **ADAPTER)
     add("--prompt", metavar="TEXT", help="what to continue; - or a pipe: standard input, without its last line end")
     add("--max-tokens", "--max_tokens", type=int, metavar="N", help="tokens at most (default: as generation_config.json says, else 100)")
     add("--temp", "--temperature", dest="temperature", type=float, metavar="T",
@@ -40,20 +44,12 @@ def add_arguments(parser):
 
 
 def run(args):
-    from pyllm.errors import FormatError
-    from pyllm.folders import load
     from pyllm.generation import generate, stream
     from pyllm.generation.settings import settings
     from pyllm.models.seq2seq import EncoderDecoder
     from pyllm.progress import Progress
 
-    model, tokenizer = load(model_folder(args.model))
-    if args.adapter:
-        from pyllm.cli.merge import adapted
-
-        model = adapted(model, args.adapter)
-    if tokenizer is None:
-        raise FormatError(f"{args.model}: the folder has no tokenizer file, such as tokenizer.json, which text needs")
+    model, tokenizer = opened(args.model, args.adapter)
     prompt = args.prompt
     if prompt == "-" or prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read().removesuffix("\n")
@@ -118,9 +114,30 @@ def _draft(args):
     return None if args.prompt_lookup is None else PromptLookup(args.prompt_lookup)
 
 
+def opened(path, adapters=(), packed=False):
+    """-> (model, tokenizer) as pyllm.cli.sft.open_model, with adapters in force; path: also a run that learned one, which is the first."""
+    from pyllm import peft
+    from pyllm.cli.merge import adapted
+    from pyllm.cli.sft import open_model
+    from pyllm.errors import FormatError
+    from pyllm.io.files import read_json
+
+    learned = Path(path, "adapter", "adapter_config.json")
+    if learned.is_file():
+        base = read_json(learned)["base_model_name_or_path"]
+        if not base:
+            raise FormatError(f"{learned}: no base_model_name_or_path. Hint: --model BASE --adapter {path}")
+        path, adapters = base, [path, *adapters]
+    model, tokenizer = open_model(path, packed)
+    for number, folder in enumerate(adapters):
+        model = adapted(model, folder, f"adapter{number}")
+    return peft.activate(model, *peft.names(model)), tokenizer
+
+
 def model_folder(path):
     """-> the model at `path`: itself (a folder or a GGUF file), or a run folder's best model, or else its newest checkpoint; where nothing
     of that name exists, the Hub's model."""
+    from pyllm.errors import ConfigError
     from pyllm.io.hub import fetch, is_name
 
     folder = Path(path)
@@ -131,6 +148,8 @@ def model_folder(path):
     for found in (folder, folder / "model"):
         if (found / "config.json").is_file():
             return found
+    if (folder / "adapter" / "adapter_config.json").is_file():
+        raise ConfigError(f"{folder}: this run learned an adapter; expected a model. Hint: pyllm merge makes one of its base and it")
     from pyllm.training import newest
 
     found = newest(folder / "checkpoints")

@@ -31,7 +31,7 @@ def merge(base, adapter, out, data=None, threshold=1e-3):
     print(f"model      {out}")
 
 
-def adapted(model, path):
+def adapted(model, path, name="default"):
     """-> the model with the adapter at `path`, a folder or a run folder's best one; with the head that came with the adapter."""
     from pathlib import Path
 
@@ -46,7 +46,7 @@ def adapted(model, path):
         named = values.get("id2label")
         labels = [named[str(i)] for i in range(len(named))] if named and task == "classify" else None
         model, *_ = training.transfer(model, task, labels=labels)
-    return peft.load(model, folder)
+    return peft.load(model, folder, name)
 
 
 def batch_of(model, tokenizer, data):

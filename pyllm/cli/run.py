@@ -113,8 +113,8 @@ def run(verb, out, t, *, steps, warmup, model, tokenizer, objective, batches, ev
     best = next(line for line in reversed(training.read_log(out / "metrics.jsonl"))
                 if line["step"] == stopping.best_step and "valid_loss" in line)
     print(f"best       {described(best)} at step {stopping.best_step}", flush=True)
-    print(f"adapter    {out / 'adapter'}. Hint: pyllm merge --model {base} --adapter {out} --out FOLDER" if adapted else
-          f"model      {out / 'model'}", flush=True)
+    print(f"adapter    {out / 'adapter'}. Hint: pyllm generate --model {out}; pyllm merge --model {base} --adapter {out} --out FOLDER"
+          if adapted else f"model      {out / 'model'}", flush=True)
     return 0
 
 

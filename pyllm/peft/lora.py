@@ -76,7 +76,7 @@ class LoRA(Method):
         unknown_keys(config, (*_READ.values(), "init_lora_weights", "lora_bias", *_TRAINING), _FIXED, where)
         init = config.get("init_lora_weights")
         if str(init).startswith(_OFF_THE_BASE):
-            raise FormatError(f"load: {where}: init_lora_weights={init!r}: PEFT takes what it began with off the base's weights. Hint: PEFT's "
+            raise FormatError(f"load: {where}: init_lora_weights={init!r}: PEFT takes what it began with off the base's weights. Hint: its "
                               "save_pretrained(folder, path_initial_model_for_weight_conversion=...) writes a LoRA for the base as it is")
         if str(init).startswith("pissa_niter"):
             warnings.warn(f"load: {where}: init_lora_weights={init!r}: PEFT took an estimate of the singular parts off the base's weights, "

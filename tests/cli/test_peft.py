@@ -60,10 +60,24 @@ def test_merged_from_the_shell_it_is_the_adapted_model(here, tmp_path, capsys, m
     assert model != "bert" or merged.architecture == "BertForSequenceClassification" and merged.config.labels() == 2
     if model == "gpt2":
         texts = []
-        for more in (("--model", str(out)), ("--model", str(here / model), "--adapter", str(run))):
+        for more in (("--model", str(out)), ("--model", str(here / model), "--adapter", str(run)), ("--model", str(run))):
             assert main(["generate", *more, "--prompt", "red cat dog ?", "--max-tokens", "4", "--temp", "0"]) == 0
             texts.append(capsys.readouterr().out)
-        assert texts[0] == texts[1]
+        assert texts[0] == texts[1] == texts[2]
+
+
+def test_several_adapters_are_stacked_and_a_run_of_one_is_no_base(here, tmp_path, capsys):
+    """An adapter trained on top of another one's run would silently begin from the bare model."""
+    from pyllm.cli.generate import opened
+
+    zero, one = (tmp_path / seed for seed in "01")
+    for run in (zero, one):
+        sft(here, "gpt2", "answers.jsonl", run, "--epochs", "2", "--seed", run.name, *LORA)
+    tokens = np.arange(6, dtype=np.int32).reshape(1, 6)
+    stacked, named, first = (opened(*way)[0](tokens).data for way in ((zero, [one]), (here / "gpt2", [zero, one]), (zero,)))
+    assert np.array_equal(stacked, named) and not np.allclose(stacked, first)
+    assert sft(here, tmp_path / "0", "answers.jsonl", tmp_path / "2", "--steps", "1") == 3
+    assert "learned an adapter" in capsys.readouterr().err
 
 
 def test_list_says_what_an_adapter_is(here, tmp_path, capsys):
