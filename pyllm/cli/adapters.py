@@ -24,7 +24,7 @@ class Peft:
 def add_arguments(parser):
     add = parser.add_argument
     add("action", choices=("list", "combine", "export"))
-    add("folders", nargs="+", metavar="FOLDER", help="adapter folders; for combine each may end in :WEIGHT")
+    add("folders", nargs="+", metavar="FOLDER", help="adapter folders, or run folders that have one; for combine each may end in :WEIGHT")
     add("--model", metavar="BASE", help="the model they are for (combine, export)")
     add("--out", metavar="OUT", help="the new adapter's folder, or for export a file")
     add("--type", default="linear", help="of combine: linear, cat, svd, ties, dare_linear, dare_ties (default %(default)s)")
@@ -51,6 +51,7 @@ def run(args):
 def combine(args):
     """Writes the one adapter that several make together, each FOLDER or FOLDER:WEIGHT."""
     from pyllm import peft
+    from pyllm.cli.merge import adapted
     from pyllm.cli.sft import open_model
     from pyllm.errors import ConfigError
 
@@ -61,7 +62,7 @@ def combine(args):
             folder, weight = (folder, float(weight)) if folder else (word, 1.0)
         except ValueError:
             raise ConfigError(f"adapters combine: {word}: {weight!r} is no weight; expected FOLDER or FOLDER:WEIGHT") from None
-        peft.load(model, folder, f"part{number}")
+        model = adapted(model, folder, f"part{number}")
         weights[f"part{number}"] = weight
     peft.combine(model, weights, "combined", args.type, density=args.density, rank=args.rank or None, seed=args.seed)
     peft.save(model, args.out, "combined", args.model)
@@ -70,23 +71,24 @@ def combine(args):
 def export(args):
     """Writes an adapter in another tool's format."""
     from pyllm import peft
+    from pyllm.cli.merge import adapted
     from pyllm.cli.sft import open_model
     from pyllm.errors import ConfigError
 
     if len(args.folders) != 1:
         raise ConfigError(f"adapters export: {len(args.folders)} folders; expected one")
-    model = peft.load(open_model(args.model)[0], args.folders[0])
+    model = adapted(open_model(args.model)[0], args.folders[0])
     {"gguf": peft.save_gguf, "adapterhub": peft.save_hub}[args.format](model, args.out)
 
 
 def described(folder):
     """-> lines about an adapter's folder."""
-    from pathlib import Path
-
+    from pyllm.cli.merge import adapter_folder
     from pyllm.io.files import read_json
     from pyllm.io.safetensors import read
 
-    config, tensors = read_json(Path(folder, "adapter_config.json")), read(Path(folder, "adapter_model.safetensors"))
+    folder = adapter_folder(folder)
+    config, tensors = read_json(folder / "adapter_config.json"), read(folder / "adapter_model.safetensors")
     about = [f"{key} {config[key]}" for key in ("r", "lora_alpha", "num_virtual_tokens", "target_modules", "modules_to_save",
                                                 "base_model_name_or_path") if config.get(key)]
     return "\n  ".join([f"{folder}: {config.get('peft_type')}, {len(tensors)} tensors, {sum(t.size for t in tensors.values()):,} numbers",

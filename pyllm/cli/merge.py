@@ -33,13 +33,11 @@ def merge(base, adapter, out, data=None, threshold=1e-3):
 
 def adapted(model, path, name="default"):
     """-> the model with the adapter at `path`, a folder or a run folder's best one; with the head that came with the adapter."""
-    from pathlib import Path
-
     from pyllm import peft, training
     from pyllm.io.files import read_json
     from pyllm.training.transfer import TASKS
 
-    folder = Path(path, "adapter") if Path(path, "adapter", "adapter_config.json").is_file() else Path(path)
+    folder = adapter_folder(path)
     if (folder / "config.json").is_file():
         values = read_json(folder / "config.json")
         task = next(task for task, head in TASKS.items() if head and values["architectures"][0].endswith(head))
@@ -47,6 +45,13 @@ def adapted(model, path, name="default"):
         labels = [named[str(i)] for i in range(len(named))] if named and task == "classify" else None
         model, *_ = training.transfer(model, task, labels=labels)
     return peft.load(model, folder, name)
+
+
+def adapter_folder(path):
+    """-> Path of an adapter: that of a run folder, or the folder itself."""
+    from pathlib import Path
+
+    return Path(path, "adapter") if Path(path, "adapter", "adapter_config.json").is_file() else Path(path)
 
 
 def batch_of(model, tokenizer, data):

@@ -53,7 +53,7 @@ class Finetune(Steps):
     steps: int = key(0, "optimizer steps in all, instead of epochs", 0)
     batch: int = key(16, "rows of a micro-batch", 1)
     tokens: int = key(0, "tokens of a micro-batch at most, padding included, instead of a number of rows", 0)
-    lr: float = key(5e-5, "learning rate at its highest", 0.0, flags=("lr", "learning-rate"))
+    lr: float = key(0.0, "learning rate at its highest; 0 = 5e-5, of an adapter its method's own", 0.0, flags=("lr", "learning-rate"))
     min_lr: float = key(0.0, "learning rate at the end of the schedule", 0.0)
     warmup_ratio: float = key(0.06, "share of the steps in which the learning rate rises", 0.0, 1.0)
     beta2: float = key(0.999, "AdamW's decay of the second moment, a step", 0.0, 1.0)
@@ -84,7 +84,9 @@ def sft(config, out, resume=False, until=None, watch=None):
     from pyllm.evaluate.tasks import evaluate as score
     from pyllm.io.files import write_toml
 
-    out, m, t = Path(out), config.model, config.train
+    out, m = Path(out), config.model
+    config.train = t = replace(config.train, lr=config.train.lr or (5e-5 if config.peft.method == "none" else
+                                                                    peft.METHODS[config.peft.method].RATE))
     checkpoint = runs.newest("sft", out, resume)
     base, tokenizer = open_model(m.path, packed=m.path.endswith(".gguf") and config.peft.base != "f32")
     if config.data.chat_template:
@@ -119,7 +121,7 @@ def sft(config, out, resume=False, until=None, watch=None):
     an_epoch = max(1, len(batches.plan(0)) // t.accumulate)
     steps = t.steps or max(1, round(t.epochs * an_epoch))
     objective = objective_of(task, model)
-    print(f"steps      {steps:,}; {an_epoch:,} are an epoch", flush=True)
+    print(f"steps      {steps:,}; {an_epoch:,} are an epoch; learning rate {t.lr:g}", flush=True)
 
     def evaluate():
         found = training.evaluate(model, objective, islice(valid.once(), t.eval_batches or None))

@@ -90,9 +90,10 @@ class Method:
     """A frozen dataclass of settings. NAME: in METHODS; PEFT: its peft_type, None where PEFT has no such method; LAYERS: what it adapts.
 
     EXACT: at the start the model computes the same bits as without it. TARGETS: model_type -> the layers adapted by default.
+    RATE: a learning rate to begin with, larger than that of all weights.
     """
 
-    NAME, PEFT, LAYERS, EXACT, TARGETS = "", None, (Linear,), True, {}
+    NAME, PEFT, LAYERS, EXACT, TARGETS, RATE = "", None, (Linear,), True, {}, 1e-3
 
     def adapter(self, layer, site, rng):
         """-> the Adapter for a layer, its parameters drawn from rng; ValueError says what does not fit."""

@@ -80,10 +80,20 @@ def test_several_adapters_are_stacked_and_a_run_of_one_is_no_base(here, tmp_path
     assert "learned an adapter" in capsys.readouterr().err
 
 
+def test_an_adapter_learns_at_its_own_rate_unless_told(here, tmp_path):
+    """At the rate of all weights an adapter hardly moves, without a word."""
+    from pyllm.cli.config import read_toml
+
+    for name, more, expected in (("own", LORA, peft.LoRA.RATE), ("told", (*LORA, "--lr", "0.02"), 0.02), ("all", (), 5e-5)):
+        where = ["--model", str(here / "gpt2"), "--data", str(here / "answers.jsonl"), "--out", str(tmp_path / name)]
+        assert main(["sft", *where, "--steps", "1", *more]) == 0
+        assert read_toml(tmp_path / name / "config.resolved.toml")[0]["train"]["lr"] == expected > 0
+
+
 def test_list_says_what_an_adapter_is(here, tmp_path, capsys):
     sft(here, "gpt2", "answers.jsonl", tmp_path / "r", "--steps", "1", *LORA)
     capsys.readouterr()
-    assert main(["adapters", "list", str(tmp_path / "r/adapter")]) == 0
+    assert main(["adapters", "list", str(tmp_path / "r")]) == 0
     out = capsys.readouterr().out
     assert "LORA" in out and "r 4" in out and "c_attn" in out and str(here / "gpt2") in out
 
