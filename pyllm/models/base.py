@@ -208,7 +208,6 @@ class Headed(Module):
     """
 
     HEAD = generation = None
-    by_row = None  # where rows have adapters of their own: by_row(numbers) is a scope in which row i is computed as row numbers[i] is
 
     def __init__(self, trunk):
         self.config, self.PREFIX = trunk.config, trunk.PREFIX

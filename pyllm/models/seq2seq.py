@@ -142,7 +142,7 @@ class EncoderDecoder(Pair):
     """
 
     PREFIX, TRANSPOSED, IGNORED, RENAMED, OPTIONAL, ALSO, TRUNK, HEAD, OTHERS = "", (), (), (), (), (), PairTrunk, "lm_head", {}
-    generation = by_row = None  # see Headed
+    generation = None  # see Headed
     architecture = property(lambda self: self.config.architecture)
 
     def hidden(self, tokens, decoder_tokens, segments=None, decoder_segments=None, *, rng=None):

@@ -9,10 +9,11 @@ class Module:
     """Attributes that are Tensors are parameters, those that are Packed frozen weights; Modules, or lists of them, are children.
 
     A path joins attribute names and list indices with dots: `transformer.h.0.attn.c_attn.weight`.
-    merged: what pyllm.peft.merge took out of the tree, and unmerge puts back.
+    merged: what pyllm.peft.merge took out of the tree, and unmerge puts back. by_row: within pyllm.peft.rows, by_row(numbers) is a scope in
+    which row i of a batch is computed as row numbers[i] is.
     """
 
-    merged = None
+    merged = by_row = None
 
     def children(self):
         """-> (name, Module) of the direct children, in order of definition."""

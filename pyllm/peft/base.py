@@ -246,8 +246,7 @@ def inject(model, method, targets=None, seed=0, name="default", modules_to_save=
 
 def check_free(model, name, what):
     """ConfigError or ValueError unless an adapter of that name can be put in."""
-    if model.merged is not None:
-        raise ValueError(f"{what}: the model's adapters are merged. Hint: pyllm.peft.unmerge(model) first")
+    check_at_hand(model, what)
     there = names(model)
     if not re.fullmatch(r"\w[\w.-]*", name) or name in there:
         raise ConfigError(f"{what}: name={name!r}; expected letters, digits, '_', '-' and '.', no path"
@@ -296,8 +295,15 @@ def _known(model, name, what):
     if name not in names(model):
         there = names(model)
         raise ConfigError(f"{what}: no adapter {name!r}.{suggest(name, there)} There are: {', '.join(there) or 'none'}")
+    check_at_hand(model, what)
+
+
+def check_at_hand(model, what):
+    """ValueError where adapters are merged, or each in force in some rows alone."""
     if model.merged is not None:
         raise ValueError(f"{what}: the model's adapters are merged. Hint: pyllm.peft.unmerge(model) first")
+    if model.by_row:
+        raise ValueError(f"{what}: rows have adapters of their own here. Hint: outside of pyllm.peft.rows")
 
 
 def activate(model, *chosen):
@@ -331,8 +337,7 @@ def remove(model, name):
 @contextmanager
 def disabled(model):
     """with disabled(model): it computes what it did before any adapter."""
-    if model.merged is not None:
-        raise ValueError("disabled: the model's adapters are merged into its weights. Hint: pyllm.peft.unmerge(model) first")
+    check_at_hand(model, "disabled")
     active = [a for a in adapters(model) if a.active]
     try:
         for adapter in active:

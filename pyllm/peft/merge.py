@@ -8,7 +8,7 @@ import numpy as np
 from pyllm import kernels as K
 from pyllm.autograd import Tensor, no_grad
 from pyllm.models.base import Headed
-from pyllm.peft.base import adapters
+from pyllm.peft.base import adapters, check_at_hand
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ def merge(model, verify=None, threshold=1e-3):
     """
     if model.merged is not None:
         raise ValueError("merge: the model's adapters are merged already. Hint: pyllm.peft.unmerge(model)")
+    check_at_hand(model, "merge")
     active = [a for a in adapters(model) if a.active]
     if not active:
         raise ValueError("merge: no adapter is active. Hint: pyllm.peft.activate(model, name)")

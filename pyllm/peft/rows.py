@@ -3,7 +3,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from pyllm.peft.base import _known, activate, adapters, check_free, names, remove
+from pyllm.peft.base import _known, activate, adapters, check_at_hand, check_free, names, remove
 from pyllm.peft.lora import LoRAEmbedding, LoRALinear
 
 
@@ -20,8 +20,9 @@ def rows(model, chosen):
     used = [name for name in dict.fromkeys(chosen) if name is not None]
     for name in used:
         _known(model, name, "rows")
-    if not chosen or model.by_row:
-        raise ValueError(f"rows: {len(chosen)} rows, within {len(model.by_row or ())} of another call; expected at least one, and one call")
+    check_at_hand(model, "rows")
+    if not chosen:
+        raise ValueError("rows: no rows; expected the name of an adapter, or None, for each row of a batch")
     before = {a: a.active for a in adapters(model)}
     parts = [a for a in before if a.name in used]
     if odd := [a for a in parts if type(a) not in (LoRALinear, LoRAEmbedding) or a.method.dora or a.method.init == "pissa"]:

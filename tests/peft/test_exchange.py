@@ -93,7 +93,8 @@ def test_each_row_of_a_batch_has_its_own_adapter():
     with peft.rows(model, chosen):
         together = model(tokens).data
         for wrong, words in ((lambda: model(tokens[:2]), "4 rows, a batch of 2"), (lambda: generate(model, None, [[1], [2]]), "2 prompts"),
-                             (lambda: peft.rows(model, ["n0"]).__enter__(), "one call")):
+                             (lambda: peft.rows(model, ["n0"]).__enter__(), "outside of"), (lambda: peft.merge(model), "outside of"),
+                             (lambda: peft.activate(model, "n0"), "outside of"), (lambda: peft.remove(model, "n0"), "outside of")):
             with pytest.raises(ValueError, match=words):
                 wrong()
     assert np.array_equal(together, np.stack([single[name][i] for i, name in enumerate(chosen)]))
