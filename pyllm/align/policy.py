@@ -25,6 +25,7 @@ class ActorCritic(Module):
         self.value = Linear(policy.config.size("width"), 1) if value is None else value
 
     config = property(lambda self: self.policy.config)
+    shared = property(lambda self: isinstance(self.value, Linear))  # values are a layer over the policy's own hidden states
 
     def hidden(self, *args, **options):
         return self.policy.hidden(*args, **options)
@@ -37,7 +38,7 @@ class ActorCritic(Module):
 
     def values(self, tokens, segments, hidden, rng=None):
         """tokens, segments:(B, T), hidden: what the policy has for them -> Tensor (B, T): the return expected at each token."""
-        if isinstance(self.value, Linear):
+        if self.shared:
             return self.value(hidden).reshape(*tokens.shape)
         return self.value(tokens, segments, rng=rng)
 

@@ -102,7 +102,8 @@ def _iterations(policy, reference, prompts, reward, optimizer, c, stop, start, k
         clock = [time.perf_counter()]
         # 1. Prompts, and responses drawn at the temperature, whole distribution: no cuts, no forced tokens.
         drawn = rollout(policy.policy, draw_prompts(prompts, c.batch, keys, step), max_tokens=c.response_length, temperature=c.temperature,
-                        stop=stop, stop_after=c.stop_after, seed=keys.fold("rollout", step), vocabulary=vocabulary)
+                        stop=stop, stop_after=c.stop_after, seed=keys.fold("rollout", step), vocabulary=vocabulary,
+                        value=policy.value if policy.shared else None)
         clock.append(time.perf_counter())
 
         # 2. Scores of whole responses; without a stop token a penalty.
@@ -111,9 +112,10 @@ def _iterations(policy, reference, prompts, reward, optimizer, c, stop, start, k
         raw = scores
         scores = penalized(scores, drawn, c)
 
-        # 3. The reference's log-probabilities and the values, in batches; the policy's own were kept while drawing: the same bits.
+        # 3. The reference's log-probabilities, in batches, and values that are a model's; the policy's own were kept: the same bits.
         batch = drawn.batch()
-        drawn = drawn.with_(ref_logp=log_probs(reference, batch, c.temperature), values=values(policy, batch), scores=raw)
+        drawn = drawn.with_(ref_logp=log_probs(reference, batch, c.temperature), scores=raw,
+                            values=drawn.values if policy.shared else values(policy, batch))
         invariants.masks(drawn)
         if step == 0 and c.starts_at_reference:
             invariants.same_policy(drawn)

@@ -3,7 +3,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from pyllm.autograd import Rng
+from pyllm.autograd import Rng, Tensor, no_grad
 from pyllm.data.batch import IGNORED, Batch
 from pyllm.generation import Decoder, Sampling
 
@@ -63,13 +63,14 @@ class Rollout:
         return Batch(self.tokens, self.targets, self.segments, extra=extra)
 
 
-def rollout(policy, prompts, *, max_tokens, temperature=1.0, stop=(), stop_after=0, seed=0, vocabulary=None):
+def rollout(policy, prompts, *, max_tokens, temperature=1.0, stop=(), stop_after=0, seed=0, vocabulary=None, value=None):
     """Draws a response of 1 to max_tokens tokens to each of `prompts`, lists of token ids -> Rollout.
 
     stop: ids that end a response, from its token number stop_after on (counted from 0; earlier ones are tokens like others). seed: a number
     or an Rng; row i draws from its fold(i), so a row does not depend on how many there are. Nothing but the temperature is done to the
     distribution: a cut tail or a forbidden token would make the divergence from the reference a wrong number (trl#235).
-    vocabulary: ids from there on are never drawn. ValueError for an empty prompt, or one that leaves no room for max_tokens.
+    vocabulary: ids from there on are never drawn. value: a layer from the policy's hidden states to values:(..., 1), which are then kept
+    too. ValueError for an empty prompt, or one that leaves no room for max_tokens.
     """
     check_prompts(policy, prompts, max_tokens)
     if not temperature > 0:
@@ -77,7 +78,8 @@ def rollout(policy, prompts, *, max_tokens, temperature=1.0, stop=(), stop_after
                          "token has no probabilities to learn from")
     keys = seed if isinstance(seed, Rng) else Rng(seed)
     stops = {int(i) for i in stop if i is not None}
-    ids, logps, ended = [[] for _ in prompts], [[] for _ in prompts], np.zeros(len(prompts), bool)
+    ids, logps, states = ([[] for _ in prompts] for _ in range(3))
+    ended = np.zeros(len(prompts), bool)
     seeds = [keys.fold(i).key for i in range(len(prompts))]
     decoder = Decoder(policy, prompts, Sampling(temperature), seeds, capacity=max_tokens, vocabulary=vocabulary)
     for drawn in range(max_tokens):
@@ -86,12 +88,20 @@ def rollout(policy, prompts, *, max_tokens, temperature=1.0, stop=(), stop_after
         for i, (row, id, logp) in enumerate(zip(decoder.rows, tokens.tolist(), decoder.logprobs(temperature))):
             ids[row].append(id)
             logps[row].append(logp)
+            if value is not None:
+                states[row].append(decoder.hidden[i, 0])
             if id in stops and drawn >= stop_after:
                 ended[row], keep[i] = True, False
         if drawn + 1 == max_tokens or not keep.any():
             break
         decoder.advance(keep)
-    return assemble(prompts, ids, ended, logps, temperature)
+    drawn = assemble(prompts, ids, ended, logps, temperature)
+    if value is None:
+        return drawn
+    values = np.zeros(drawn.targets.shape, np.float32)
+    with no_grad():
+        values[drawn.mask] = value(Tensor(np.concatenate([np.stack(row) for row in states]))).data[:, 0]
+    return drawn.with_(values=values)
 
 
 def assemble(prompts, responses, ended, logps=None, temperature=1.0):

@@ -23,7 +23,8 @@ class Decoder:
     see speculative.py. session: what was read before, see session.py. ValueError: no or an empty prompt, one beyond the context (without
     slide), an id beyond the vocabulary.
 
-    rows:(b,) which rows are left; history: their ids so far, prompt included; prompts:(b,) the prompts' lengths.
+    rows:(b,) which rows are left; history: their ids so far, prompt included; prompts:(b,) the prompts' lengths. hidden:(b, n, C) what
+    their next tokens are drawn from.
     """
 
     def __init__(self, model, prompts, sampling=Sampling(), seeds=None, *, copies=1, capacity=0, vocabulary=None, slide=False, memory=None,
@@ -67,7 +68,7 @@ class Decoder:
 
     def _round(self, hidden, guesses):
         """hidden:(b, n, C) of the tokens read last; guesses:(b, n): guesses[:, j] is what was read behind the j-th of them, -1 nothing."""
-        self.logits, self.guesses, self.place = self._head(hidden), guesses, 0
+        self.hidden, self.logits, self.guesses, self.place = hidden, self._head(hidden), guesses, 0
         self.at, self.going = np.arange(len(hidden)), np.ones(len(hidden), bool)
 
     def _head(self, hidden):

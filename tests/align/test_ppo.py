@@ -4,8 +4,8 @@ import pytest
 
 from pyllm import kernels as K
 from pyllm.align import ActorCritic, InvariantError, frozen_copy, gae, invariants, log_probs, rollout
-from pyllm.align.ppo import penalized, with_scores
-from pyllm.autograd import no_grad, ops
+from pyllm.align.ppo import penalized, values, with_scores
+from pyllm.autograd import Rng, no_grad, ops
 from pyllm.folders import build
 from tests.align import toys
 from tests.align.toys import run, settings
@@ -26,14 +26,17 @@ def test_kl_is_exactly_0_and_the_ratio_1_before_the_first_update():
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
-def test_log_probabilities_drawn_are_those_of_the_training_forward(family):
+def test_log_probabilities_and_values_drawn_are_those_of_the_training_forward(family):
     sizes = {"n_positions": 64, "n_embd": 32, "n_head": 4} if family == "gpt2" else {
         "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
         "max_position_embeddings": 64, "head_dim": 8}
     model = build({"model_type": family, "vocab_size": 50, **sizes}, seed=1)
     prompts = [[5, 1, 2], [7], [3, 3, 3, 3, 3, 3, 3, 3, 3]]
-    drawn = rollout(model, prompts, max_tokens=40, temperature=0.7, stop=(4, 9), seed=2)
+    actor = ActorCritic(model)
+    actor.value.reset(Rng(3))
+    drawn = rollout(model, prompts, max_tokens=40, temperature=0.7, stop=(4, 9), seed=2, value=actor.value)
     assert np.array_equal(drawn.logp, log_probs(model, drawn.batch(), 0.7))
+    assert np.array_equal(drawn.values, values(actor, drawn.batch())) and np.abs(drawn.values[drawn.mask]).min() > 0
     assert len(set(drawn.lengths.tolist())) > 1
 
 

@@ -47,14 +47,15 @@ def _scaled(g, dy):
     return g if dy == 1 else np.multiply(g, g.dtype.type(dy), out=g)
 
 
-LOGITS = 1_000_000  # elements of the (N, V) logits that linear_log_probs holds at a time: 4 MB
+LOGITS = 4_000_000  # elements of the (N, V) logits that linear_log_probs holds at a time: 16 MB
+KEPT = 2 * LOGITS  # and as many as that it keeps for its vjp
 
 
 @op
 def _linear_log_probs(x, w, b, targets, *, temperature, entropy):
     """x:(..., C) w:(V, C), may be Packed, b:(V,) or None, targets:(...) int32 -> (...), or (2, ...) with the entropies behind.
 
-    Rows that are ignored cost nothing; the backward makes the others' logits again.
+    Rows that are ignored cost nothing; where the others have many logits, the backward makes them again.
     """
     half, v = reduced(), w.shape[0]
     rows = np.flatnonzero(targets.reshape(-1) >= 0)
@@ -63,33 +64,36 @@ def _linear_log_probs(x, w, b, targets, *, temperature, entropy):
         raise IndexError(f"linear_log_probs: target {wanted.max()}, expected 0..{v - 1}, or a negative one to ignore")
     flat = x.reshape(-1, x.shape[-1])
     step = max(64, LOGITS // max(v, 1))
-    chunks = [slice(i, i + step) for i in range(0, len(rows), step)]
+    chunks, kept = [slice(i, i + step) for i in range(0, len(rows), step)], {}
+    keep = any(needs()[:3]) and len(rows) * v <= KEPT
 
     def log_probs(part):
         logits = K.linear(flat[rows[part]], w, bias=b, reduced=half)
         return K.log_softmax(logits if temperature == 1 else np.divide(logits, t, out=logits))
 
     y = np.zeros((1 + entropy, len(flat)), x.dtype)
-    for part in chunks:
+    for i, part in enumerate(chunks):
         logp = log_probs(part)
         y[0, rows[part]] = logp[np.arange(len(logp)), wanted[part]]
         if entropy:
             y[1, rows[part]] = _entropy(logp)
+        if keep:
+            kept[i] = logp
 
     def vjp(dy, need):
         dy = dy.reshape(1 + entropy, -1)[:, rows] / t
         dx, dw, db = (np.zeros_like(a) if n else None for a, n in zip((flat, w, b), need))
-        for part in chunks:
-            logp = log_probs(part)  # forward: y[0] = logp[target], y[1] = -sum(p * logp)
-            p, d = np.exp(logp), dy[:, part, None]
-            dz = p * -d[0]
-            dz[np.arange(len(dz)), wanted[part]] += dy[0, part]
-            if entropy and d[1].any():
-                dz -= d[1] * p * (logp + _entropy(logp)[:, None])
+        for i, part in enumerate(chunks):
+            logp = kept.pop(i) if keep else log_probs(part)  # forward: y[0] = logp[target], y[1] = -sum(p * logp)
+            dlogp = np.zeros_like(logp)
+            if entropy and dy[1, part].any():
+                dlogp = -dy[1, part, None] * np.exp(logp) * (logp + 1)
+            dlogp[np.arange(len(logp)), wanted[part]] += dy[0, part]
+            dz = K.log_softmax_vjp(dlogp, logp)
             if need[0]:
                 dx[rows[part]] = K.linear_vjp(dz, w, reduced=half)
             if need[1]:
-                K.matmul(dz, flat[rows[part]], ta=True, out=dw, accumulate=True, reduced=half)
+                K.matmul(dz, flat[rows[part]], ta=True, out=dw, accumulate=i > 0, reduced=half)
             if need[2]:
                 db += K.column_sum(dz)
         return None if dx is None else dx.reshape(x.shape), dw, db, None
@@ -99,7 +103,7 @@ def _linear_log_probs(x, w, b, targets, *, temperature, entropy):
 
 def _entropy(logp):
     """logp:(N, V) -> (N,), nats; rounding takes none below 0."""
-    return np.maximum(-np.einsum("nv,nv->n", np.exp(logp), logp), 0)
+    return np.maximum(-np.einsum("nv,nv->n", K.softmax(logp), logp), 0)
 
 
 def linear_log_probs(x, w, b, targets, temperature=1.0):
