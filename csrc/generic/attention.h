@@ -363,6 +363,7 @@ struct Forward {  // a task: query rows of some heads that share their keys
 
 template <bool PAIRS>
 static void attention_of(const AttentionArgs& g) {
+    if (!g.b || !g.tq || !g.h) return;
     const index_t group = g.h / g.hkv, queries = std::min(TASK_ROWS, g.tq);
     const index_t heads = std::min(group, std::max<index_t>(1, TASK_ROWS / g.tq));  // of one kv head, in a task
     const index_t head_tasks = (group + heads - 1) / heads, query_tasks = (g.tq + queries - 1) / queries;
@@ -413,9 +414,4 @@ static void attention_of(const AttentionArgs& g) {
         }
         f.write(all);
     });
-}
-
-static void attention(const AttentionArgs& g) {
-    if (!g.b || !g.tq || !g.h) return;
-    g.bf16 ? attention_of<true>(g) : attention_of<false>(g);
 }

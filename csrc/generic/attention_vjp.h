@@ -242,6 +242,7 @@ static void sum_parts(const float* from, index_t step, index_t parts, bool add, 
 
 template <bool PAIRS>
 static void attention_vjp_of(const AttentionArgs& g) {
+    if (!g.b || !g.h) return;
     const index_t group = g.h / g.hkv, heads = g.b * g.h, tiles = (g.tk + VJP_KEYS - 1) / VJP_KEYS;
     const index_t parts = std::clamp<index_t>(tiles / VJP_TILES, 1, VJP_PARTS), keys = (tiles + parts - 1) / parts * VJP_KEYS;
     const bool share_b = g.dbias && g.bias_b == 0, share_h = g.dbias && g.bias_h == 0;
@@ -281,9 +282,4 @@ static void attention_vjp_of(const AttentionArgs& g) {
                 sum_parts(dv + (from - first) * dk_size, dk_size, n, add, g.dv + b * g.dv_batch + kv_head * g.d, g.dv_row, g.tk, g.d);
             });
     }
-}
-
-static void attention_vjp(const AttentionArgs& g) {
-    if (!g.b || !g.h) return;
-    g.bf16 ? attention_vjp_of<true>(g) : attention_vjp_of<false>(g);
 }

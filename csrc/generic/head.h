@@ -266,11 +266,12 @@ struct Head {
     }
 };
 
-static void linear_cross_entropy(const HeadArgs& g) {
+template <class T>
+static void linear_cross_entropy_of(const HeadArgs& g) {
     if (g.n == 0) {
         if (g.dw) std::fill_n(g.dw, g.v * g.c, 0.0f);
         if (g.db) std::fill_n(g.db, g.v, 0.0f);
         return;
     }
-    g.bf16 ? Head<BFloat16>(g).run() : Head<Float32>(g).run();
+    Head<T>(g).run();
 }

@@ -422,7 +422,8 @@ static void clear(const MatmulArgs& g) {  // K = 0: an empty sum
     if (has_epilogue(g)) finish(g, 0, g.m, 0, g.n);
 }
 
-static void matmul(const MatmulArgs& args) {
+template <class T>
+static void matmul_of(const MatmulArgs& args) {
     if (!args.m || !args.n) return;
     const auto one = [&](index_t entry) {
         MatmulArgs g = args;
@@ -432,8 +433,7 @@ static void matmul(const MatmulArgs& args) {
         if (g.residual) g.residual += entry * g.c_batch;
         if (g.z) g.z += entry * g.c_batch;
         if (!g.k) clear(g);
-        else if (g.bf16) product<BFloat16>(g);
-        else product<Float32>(g);
+        else product<T>(g);
     };
     if (args.batch * args.m * args.n * args.k < SMALL) return serially([&] {
         for (index_t i = 0; i < args.batch; ++i) one(i);
@@ -460,8 +460,4 @@ static double peak_of(index_t rounds, float* sink) {
         sink[thread] = sum(total);
     });
     return 2.0 * (W == 16 ? 24 : 12) * W * T::DEPTH * double(rounds);
-}
-
-static double fma_peak(index_t rounds, float* sink, bool bf16) {
-    return bf16 ? peak_of<BFloat16>(rounds, sink) : peak_of<Float32>(rounds, sink);
 }

@@ -20,13 +20,15 @@ constexpr Kernels table = [] {
     Kernels t{};
     t.name = PYLLM_ISA_NAME;
     t.width = W;
-    t.matmul = matmul;
-    t.fma_peak = fma_peak;
+    t.matmul = [](const MatmulArgs& g) { g.bf16 ? matmul_of<BFloat16>(g) : matmul_of<Float32>(g); };
+    t.fma_peak = [](index_t rounds, float* sink, bool bf16) {
+        return bf16 ? peak_of<BFloat16>(rounds, sink) : peak_of<Float32>(rounds, sink);
+    };
     t.packed_linear = packed_linear;
     t.packed_rows = packed_rows;
     t.int8_peak = int8_peak;
-    t.attention = attention;
-    t.attention_vjp = attention_vjp;
+    t.attention = [](const AttentionArgs& g) { g.bf16 ? attention_of<true>(g) : attention_of<false>(g); };
+    t.attention_vjp = [](const AttentionArgs& g) { g.bf16 ? attention_vjp_of<true>(g) : attention_vjp_of<false>(g); };
     t.rope = rope;
     t.activation = activation;
     t.activation_vjp = activation_vjp;
@@ -44,7 +46,9 @@ constexpr Kernels table = [] {
     t.log_softmax = log_softmax;
     t.log_softmax_vjp = log_softmax_vjp;
     t.cross_entropy = cross_entropy;
-    t.linear_cross_entropy = linear_cross_entropy;
+    t.linear_cross_entropy = [](const HeadArgs& g) {
+        g.bf16 ? linear_cross_entropy_of<BFloat16>(g) : linear_cross_entropy_of<Float32>(g);
+    };
     t.embedding = embedding;
     t.embedding_vjp = embedding_vjp;
     t.sum_squares = sum_squares;
