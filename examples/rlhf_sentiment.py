@@ -152,8 +152,8 @@ def improve(method, base, prompts, reward, evaluate, steps, seed, eos, every, pa
 def direct(policy, base, prompts, reward, steps, seed, eos, pairs=1024):
     """DPO on pairs that the base model drew and the reward model compared, `steps` batches of 32 pairs -> iterator of steps."""
     keys = Rng(seed)
-    chosen = [p for p in align.update.draw_prompts(prompts, pairs, keys, 0) for _ in range(4)]
-    drawn = align.rollout(base, chosen, max_tokens=RESPONSE, stop=(eos,), seed=keys.fold("pairs"))
+    drawn = align.rollout(base, align.update.draw_prompts(prompts, pairs, keys, 0), copies=4, max_tokens=RESPONSE, stop=(eos,),
+                          seed=keys.fold("pairs"))
     scores = reward(drawn).reshape(-1, 4)
     differ = np.ptp(scores, axis=1) > 0
     rows = np.stack([np.arange(len(scores)) * 4 + f(1) for f in (scores.argmax, scores.argmin)], 1)[differ]

@@ -87,10 +87,9 @@ def _iterations(policy, reference, prompts, reward, optimizer, c, stop, start, v
                         beta=c.beta if where == "loss" else 0.0, entropy_coef=c.entropy_coef, temperature=c.temperature)
     for step in range(start, c.steps):
         clock = [time.perf_counter()]
-        # 1. Prompts, several responses to each; those of a prompt are neighbours.
-        chosen = [prompt for prompt in draw_prompts(prompts, c.batch, keys, step) for _ in range(c.num_generations)]
-        drawn = rollout(policy, chosen, max_tokens=c.max_completion_length, temperature=c.temperature, stop=stop,
-                        seed=keys.fold("rollout", step), vocabulary=vocabulary)
+        # 1. Prompts, several responses to each.
+        drawn = rollout(policy, draw_prompts(prompts, c.batch, keys, step), copies=c.num_generations, max_tokens=c.max_completion_length,
+                        temperature=c.temperature, stop=stop, seed=keys.fold("rollout", step), vocabulary=vocabulary)
         clock.append(time.perf_counter())
 
         # 2. Scores of whole responses.

@@ -63,14 +63,14 @@ class Rollout:
         return Batch(self.tokens, self.targets, self.segments, extra=extra)
 
 
-def rollout(policy, prompts, *, max_tokens, temperature=1.0, stop=(), stop_after=0, seed=0, vocabulary=None, value=None):
-    """Draws a response of 1 to max_tokens tokens to each of `prompts`, lists of token ids -> Rollout.
+def rollout(policy, prompts, *, max_tokens, copies=1, temperature=1.0, stop=(), stop_after=0, seed=0, vocabulary=None, value=None):
+    """Draws `copies` responses of 1 to max_tokens tokens to each of `prompts`, lists of token ids -> Rollout; a prompt's are neighbours.
 
     stop: ids that end a response, from its token number stop_after on (counted from 0; earlier ones are tokens like others). seed: a number
-    or an Rng; row i draws from its fold(i), so a row does not depend on how many there are. Nothing but the temperature is done to the
-    distribution: a cut tail or a forbidden token would make the divergence from the reference a wrong number (trl#235).
-    vocabulary: ids from there on are never drawn. value: a layer from the policy's hidden states to values:(..., 1), which are then kept
-    too. ValueError for an empty prompt, or one that leaves no room for max_tokens.
+    or an Rng; row i draws from its fold(i), so a row does not depend on how many there are. A prompt is read once for all its copies.
+    Nothing but the temperature is done to the distribution: a cut tail or a forbidden token would make the divergence from the reference
+    a wrong number (trl#235). vocabulary: ids from there on are never drawn. value: a layer from the policy's hidden states to
+    values:(..., 1), which are then kept too. ValueError for an empty prompt, or one that leaves no room for max_tokens.
     """
     check_prompts(policy, prompts, max_tokens)
     if not temperature > 0:
@@ -78,10 +78,11 @@ def rollout(policy, prompts, *, max_tokens, temperature=1.0, stop=(), stop_after
                          "token has no probabilities to learn from")
     keys = seed if isinstance(seed, Rng) else Rng(seed)
     stops = {int(i) for i in stop if i is not None}
-    ids, logps, states = ([[] for _ in prompts] for _ in range(3))
-    ended = np.zeros(len(prompts), bool)
-    seeds = [keys.fold(i).key for i in range(len(prompts))]
-    decoder = Decoder(policy, prompts, Sampling(temperature), seeds, capacity=max_tokens, vocabulary=vocabulary)
+    rows = [prompt for prompt in prompts for _ in range(copies)]
+    ids, logps, states = ([[] for _ in rows] for _ in range(3))
+    ended = np.zeros(len(rows), bool)
+    seeds = [keys.fold(i).key for i in range(len(rows))]
+    decoder = Decoder(policy, prompts, Sampling(temperature), seeds, copies=copies, capacity=max_tokens, vocabulary=vocabulary)
     for drawn in range(max_tokens):
         tokens = decoder.step()
         keep = np.ones(len(tokens), bool)
@@ -95,7 +96,7 @@ def rollout(policy, prompts, *, max_tokens, temperature=1.0, stop=(), stop_after
         if drawn + 1 == max_tokens or not keep.any():
             break
         decoder.advance(keep)
-    drawn = assemble(prompts, ids, ended, logps, temperature)
+    drawn = assemble(rows, ids, ended, logps, temperature)
     if value is None:
         return drawn
     values = np.zeros(drawn.targets.shape, np.float32)

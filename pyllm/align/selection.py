@@ -17,7 +17,7 @@ def best_of_n(policy, prompts, reward, n, **options):
     """n responses to each prompt, drawn as `rollout` does with `options` -> Rollout of each one's best, of equals the first."""
     if n < 1:
         raise ValueError(f"best_of_n: n={n}; expected at least 1")
-    drawn = rollout(policy, [prompt for prompt in prompts for _ in range(n)], **options)
+    drawn = rollout(policy, prompts, copies=n, **options)
     scores = check_scores("best_of_n", reward(drawn), drawn)
     scores = scores if scores.ndim == 1 else scores.sum(1)
     return drawn.with_(scores=scores).rows(np.arange(len(prompts)) * n + scores.reshape(-1, n).argmax(1))
@@ -72,9 +72,8 @@ def _iterations(name, policy, reference, prompts, reward, optimizer, c, stop, st
     keys, patience = Rng(c.seed), Patience(name, c.patience)
     for step in range(start, c.steps):
         clock = [time.perf_counter()]
-        chosen = [prompt for prompt in draw_prompts(prompts, c.batch, keys, step) for _ in range(c.num_generations)]
-        drawn = rollout(policy, chosen, max_tokens=c.max_completion_length, temperature=c.temperature, stop=stop,
-                        seed=keys.fold("rollout", step), vocabulary=vocabulary)
+        drawn = rollout(policy, draw_prompts(prompts, c.batch, keys, step), copies=c.num_generations, max_tokens=c.max_completion_length,
+                        temperature=c.temperature, stop=stop, seed=keys.fold("rollout", step), vocabulary=vocabulary)
         raw = check_scores(name, reward(drawn), drawn)
         raw = raw if raw.ndim == 1 else raw.sum(1)
         patience.see(raw, step + 1)

@@ -12,7 +12,7 @@ def preferences(demo):
     from pyllm.data import collate
 
     model, tokenizer, prompts = opened(demo)
-    drawn = align.rollout(model, [p for p in prompts for _ in range(2)], max_tokens=RESPONSE, seed=2, stop=(tokenizer.eos_id,))
+    drawn = align.rollout(model, prompts, copies=2, max_tokens=RESPONSE, seed=2, stop=(tokenizer.eos_id,))
     scores = align.rule(lambda prompt, response: plainness(response), tokenizer)(drawn).reshape(-1, 2)
     pairs = [pair(drawn, i, a < b) for i, (a, b) in enumerate(scores) if a != b]
     held, pairs = pairs[: len(pairs) // 8 + 1], pairs[len(pairs) // 8 + 1 :]

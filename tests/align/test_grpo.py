@@ -6,6 +6,7 @@ from pyllm.align import (GRPOConfig, SelectionConfig, best_of_n, frozen_copy, gr
                          rejection_sampling, rollout, with_reference)
 from pyllm.align.grpo import ALGORITHMS
 from pyllm.data.batch import IGNORED, Batch
+from pyllm.folders import build
 from pyllm.objectives import kto
 from pyllm.training import AdamW
 from tests.align import toys
@@ -91,6 +92,19 @@ def test_the_best_of_n_is_the_best():
     assert best.scores.tolist() == scores.max(1).tolist()
     for row in range(10):
         assert np.array_equal(best.response(row), drawn.response(5 * row + scores[row].argmax()))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_prompt_that_is_read_once_gives_its_group_the_same_bits(family):
+    """Also where prompts are of unequal length, longer than a chunk that is read at once, and rows leave early."""
+    sizes = {"n_positions": 256, "n_embd": 16, "n_head": 2} if family == "gpt2" else {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "max_position_embeddings": 256}
+    model = build({"model_type": family, "vocab_size": toys.V, **sizes}, seed=1)
+    prompts = [*toys.prompts(4), np.random.default_rng(9).integers(1, toys.V, 200).tolist()]
+    options = dict(max_tokens=9, stop=(0, 1), seed=3)
+    once, each = rollout(model, prompts, copies=3, **options), rollout(model, [p for p in prompts for _ in range(3)], **options)
+    assert np.array_equal(once.tokens, each.tokens) and once.logp.tobytes() == each.logp.tobytes() and (once.lengths < 9).any()
 
 
 def test_kto_compares_with_responses_to_other_prompts():
