@@ -28,6 +28,7 @@ from pyllm.text import ByteLevelBPE
 
 RESPONSE, PROMPT = 24, 4  # tokens, words
 METHODS = ("ppo", "grpo", "rloo", "dpo")
+MOST = 10  # nats a response: how far a policy may go for a number in the table
 
 
 def read(path):
@@ -168,6 +169,8 @@ def direct(policy, base, prompts, reward, steps, seed, eos, pairs=1024):
 
 def at_kl(curve, kl, name):
     """-> the value of `name` where the curve first reaches a divergence, between its points; None where it does not."""
+    if kl == 0:
+        return curve[0][name]
     for before, after in zip(curve, curve[1:]):
         if before["kl"] <= kl <= after["kl"]:
             share = (kl - before["kl"]) / max(after["kl"] - before["kl"], 1e-9)
@@ -175,36 +178,52 @@ def at_kl(curve, kl, name):
     return None
 
 
+def over_seeds(values):
+    """-> 'mean (each)', a dash for a seed without the number."""
+    there = [v for v in values if v is not None]
+    each = ", ".join("-" if v is None else f"{v:.2f}" for v in values)
+    return f"{np.mean(there):.2f} ({each})" if there else "-"
+
+
 def report(out, start):
     """Writes table.md and reward-kl.png from results.jsonl."""
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text(encoding="utf-8").splitlines()]
     found = {(line["method"], line["seed"]): line for line in lines}  # a run that was repeated counts once
-    text = ["| method | seeds | positive, last with KL <= 10 | by the reward model | KL there | at KL 4 | at KL 8 | seconds a seed |",
-            "|---|---|---|---|---|---|---|---|",
-            f"| before | | {start['positive']:.3f} | {start['positive_reward_model']:.3f} | 0 | | | |"]
-    for method in METHODS:
-        runs = [line for (m, _), line in sorted(found.items()) if m == method]
-        if not runs:
-            continue
-        last = [[p for p in run["curve"] if p["kl"] <= 10][-1] for run in runs]
-        columns = [[f"{p['positive']:.3f}" for p in last], [f"{p['kl']:.1f}" for p in last]]
-        columns += [[f"{v:.3f}" if (v := at_kl(run["curve"], kl, "positive")) is not None else "-" for run in runs] for kl in (4, 8)]
-        seeds = ", ".join(str(run["seed"]) for run in runs)
-        columns.insert(1, [f"{p['positive_reward_model']:.3f}" for p in last])
-        text.append(f"| {method} | {seeds} | {' | '.join(' / '.join(c) for c in columns)} | {np.mean([r['seconds'] for r in runs]):.0f} |")
+    seeds = sorted({seed for _, seed in found})
+    text = [f"Last evaluation with at most {MOST} nats a response, and on the way; mean (seeds {', '.join(map(str, seeds))})", "",
+            "| | by the reward model | by the judge | KL | reward at KL 4 | reward at KL 6 | seconds |", "|---|---|---|---|---|---|---|",
+            f"| before | {start['positive_reward_model']:.2f} | {start['positive']:.2f} | 0 | | | |"]
+    curves = {method: [found[method, seed]["curve"] for seed in seeds if (method, seed) in found] for method in METHODS}
+    for method, runs in curves.items():
+        if runs:
+            last = [[p for p in curve if p["kl"] <= MOST][-1] for curve in runs]
+            cells = [over_seeds([p[name] for p in last]) for name in ("positive_reward_model", "positive", "kl")]
+            cells += [over_seeds([at_kl(curve, kl, "reward") for curve in runs]) for kl in (4, 6)]
+            cells += [f"{np.mean([line['seconds'] for (m, _), line in found.items() if m == method]):.0f}"]
+            text.append(f"| {method.upper()} | {' | '.join(cells)} |")
     (out / "table.md").write_text("\n".join(text) + "\n", encoding="utf-8")
     print("\n".join(text))
     if (pyplot := plot.pyplot("the chart of reward against KL")) is None:
         return
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    for (method, seed), line in sorted(found.items()):
-        for ax, name in zip(axes, ("reward", "positive")):
-            ax.plot([p["kl"] for p in line["curve"]], [p[name] for p in line["curve"]], color=f"C{METHODS.index(method)}", alpha=0.8,
-                    label=method if seed == min(s for m, s in found if m == method) else None)
-    for ax, label in zip(axes, ("reward of the reward model", "positive rate, independent judge")):
-        ax.set(xlabel="KL to the language model, nats a response", ylabel=label)
+    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.8), layout="constrained", sharex=True)
+    names = {"reward": "reward, standard deviations", "positive_reward_model": "share of positive reviews, by the reward model",
+             "positive": "share of positive reviews, by an independent judge"}
+    for (name, label), ax in zip(names.items(), axes):
+        for number, (method, runs) in enumerate(curves.items()):
+            for curve in runs:
+                ax.plot([p["kl"] for p in curve], [p[name] for p in curve], color=f"C{number}", alpha=0.25, linewidth=1)
+            points = [(kl, [at_kl(curve, kl, name) for curve in runs]) for kl in (0, 1, 2, 3, 4, 6, 8, 10)]
+            points = [(kl, values) for kl, values in points if values and None not in values]
+            if points:
+                at, mean = [kl for kl, _ in points], np.array([np.mean(v) for _, v in points])
+                reach = [mean - [min(v) for _, v in points], [max(v) for _, v in points] - mean]
+                ax.errorbar(np.array(at) + 0.06 * (number - 1.5), mean, reach, color=f"C{number}", marker="o", markersize=5, capsize=3,
+                            linewidth=2, label=method.upper())
+        ax.set(xlabel="KL to the language model, nats a response", ylabel=label, xlim=(-0.3, MOST + 2))
+        ax.axvline(MOST, color="grey", linestyle=":")
         ax.grid(alpha=0.3)
-        ax.legend()
+    axes[0].legend(title=f"mean and range of {len(seeds)} seeds", loc="lower right")
+    figure.suptitle("What a nat buys: film reviews made kinder, held-out prompts")
     figure.savefig(out / "reward-kl.png", dpi=120)
 
 

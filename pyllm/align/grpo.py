@@ -12,6 +12,7 @@ from pyllm import objectives
 from pyllm.align import invariants
 from pyllm.align.advantages import gae, group_advantages, whiten
 from pyllm.align.policy import check_reference, log_probs
+from pyllm.align.ppo import ESTIMATORS, with_scores
 from pyllm.align.reward import check_scores
 from pyllm.align.rollout import check_prompts, rollout
 from pyllm.align.update import Iteration, Patience, draw_prompts, updates
@@ -111,8 +112,7 @@ def _iterations(policy, reference, prompts, reward, optimizer, c, stop, start, v
 
         # 4. Advantages, of responses or of tokens.
         if where == "tokens":
-            rewards = -c.beta * d
-            rewards[np.arange(len(scores)), drawn.last] += scores
+            rewards = with_scores(-c.beta * d, scores, drawn)
             advantages = whiten(gae(rewards, np.zeros_like(rewards), drawn.mask, 1.0, 1.0)[0], drawn.mask)
         else:
             advantages = group_advantages(scores - c.beta * d.sum(1) if where == "score" else scores, c.num_generations, estimator)
@@ -141,9 +141,12 @@ def _iterations(policy, reference, prompts, reward, optimizer, c, stop, start, v
 
         # 7. What was, over response tokens only.
         stats = {"reward": drawn.scores.mean(), "reward_std": groups.std(1, ddof=1).mean(), "frac_reward_zero_std": equal.mean(),
-                 "objective/kl": d.sum(1).mean(), **stats, "completions/mean_length": drawn.lengths.mean(),
+                 "objective/kl": d.sum(1).mean(), **{f"objective/kl_{name}": estimate(d).sum(1).mean() for name, estimate in
+                                                     ESTIMATORS.items()}, **stats, "completions/mean_length": drawn.lengths.mean(),
                  "completions/min_length": drawn.lengths.min(), "completions/max_length": drawn.lengths.max(),
-                 "completions/clipped_ratio": 1 - drawn.ended.mean(), "num_tokens": drawn.lengths.sum(), "lr": lr,
-                 "eps": len(scores) / (clock[-1] - clock[0])}
+                 "completions/clipped_ratio": 1 - drawn.ended.mean(),
+                 **{f"completions/{name}_terminated_length": of(drawn.lengths[drawn.ended]) if drawn.ended.any() else 0 for name, of in
+                    (("mean", np.mean), ("min", np.min), ("max", np.max))}, "num_tokens": drawn.lengths.sum(), "lr": lr,
+                 "step_time": clock[-1] - clock[0], "eps": len(scores) / (clock[-1] - clock[0])}
         yield Iteration(step + 1, {name: float(x) for name, x in stats.items()}, drawn,
                         dict(zip(("rollout", "rewards", "updates"), np.diff(clock).tolist())))

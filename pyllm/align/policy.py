@@ -81,6 +81,11 @@ class WithoutAdapters:
             return self.model.head_bias()
 
 
+def reference_of(policy):
+    """-> what a policy that has learned nothing yet is kept near to: WithoutAdapters where it has adapters, else a frozen_copy."""
+    return WithoutAdapters(policy) if peft.names(policy) else frozen_copy(policy)
+
+
 def check_reference(name, policy, reference):
     """ValueError unless the reference reads and predicts the policy's tokens."""
     mine, other = policy.config, reference.config

@@ -149,8 +149,7 @@ def _iterations(policy, reference, prompts, reward, optimizer, c, stop, start, k
                  "eps": c.batch / (clock[-1] - clock[0])}
         yield Iteration(step + 1, {name: float(x) for name, x in stats.items()}, drawn,
                         dict(zip(("rollout", "rewards", "updates"), np.diff(clock).tolist())))
-        if c.target_kl:
-            kl_coef = adapted(kl_coef, kl["k1"].sum(1).mean(), c)
+        kl_coef = adapted(kl_coef, kl["k1"].sum(1).mean(), c)
 
 
 def penalized(scores, drawn, c):
@@ -190,7 +189,7 @@ def whitened(batch):
 
 def adapted(kl_coef, kl, c):
     """-> the coefficient after an iteration of divergence `kl`: proportional control, an error counts at most 0.2. Ziegler et al. 2019."""
-    return kl_coef * (1 + np.clip(kl / c.target_kl - 1, -0.2, 0.2) * c.batch / c.kl_horizon)
+    return kl_coef * (1 + np.clip(kl / c.target_kl - 1, -0.2, 0.2) * c.batch / c.kl_horizon) if c.target_kl else kl_coef
 
 
 def summary(drawn, kl, penalties, c):

@@ -7,6 +7,7 @@ import numpy as np
 from pyllm.align import invariants
 from pyllm.align.policy import trimmed
 from pyllm.align.rollout import Rollout
+from pyllm.objectives.base import means
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,9 @@ def updates(name, model, objective, batch, optimizer, rng, *, epochs, minibatche
                     raise FloatingPointError(f"{name}: epoch {epoch + 1}: the loss is {loss.total.item()}. Hint: a lower lr")
                 loss.total.backward()
                 total, count = total + loss.total.item(), count + loss.count
-                for key, value in loss.metrics.items():
-                    metrics[key] = metrics.get(key, 0.0) + value
+                loss.add_to(metrics)
                 del loss
-            metrics = {"loss": total / count, **{key: value / count for key, value in metrics.items()}}
+            metrics = {"loss": total / count, **means(metrics)}
             if not steps:
                 invariants.ratio_is_one(metrics)
             norm = optimizer.grad_norm() / count

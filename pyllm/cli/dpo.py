@@ -1,7 +1,6 @@
 """pyllm dpo: a model and preferences -> a model that prefers as they do, in a run folder. DPO and its relatives."""
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from pyllm.cli import preferences
 from pyllm.cli import run as runs
@@ -35,13 +34,11 @@ def run(args):
 def dpo(config, out, resume=False, until=None):
     """Runs a Config of SECTIONS in the folder `out` -> exit code; the rest as pyllm.cli.pretrain.pretrain."""
     from pyllm import objectives
-    from pyllm.cli.sft import open_model
     from pyllm.errors import ConfigError
 
     t = config.train
-    checkpoint = runs.newest("dpo", Path(out), resume)
-    model, tokenizer = open_model(config.model.path)
-    rows = preferences.examples("dpo", config, model, tokenizer, "preference")
+    checkpoint, model, tokenizer, rows = preferences.begin("dpo", config, out, resume, "preference")
+    adapt(model, config.peft, t.seed)
     options = {"beta": t.beta or BETAS.get(t.loss, 0.1)}
     if t.label_smoothing and t.loss not in ("sigmoid", "robust", "cpo"):
         raise ConfigError(f"train.label_smoothing={t.label_smoothing}: of the losses sigmoid, robust and cpo; loss is {t.loss}")
@@ -50,9 +47,7 @@ def dpo(config, out, resume=False, until=None):
         objective = partial(objectives.PREFERENCES[t.loss], **options)
     else:
         objective = partial(objectives.dpo, loss=t.loss, label_smoothing=t.label_smoothing, **options)
-        for items in rows.values():
-            preferences.remember(items, model, t)
-    adapt(model, config.peft, t.seed)  # behind the reference, which has none
+        preferences.remember(rows, model, t)
     return preferences.learn("dpo", config, out, model, tokenizer, rows, without_dropout(objective), checkpoint,
                              train=preferences.batches(rows["train"], model, t),
                              sample=preferences.answers(model, tokenizer, rows["valid"], t.sample_tokens), until=until)

@@ -1,10 +1,10 @@
 """pyllm kto: a model and answers that are good or bad (prompt, completion, label) -> a model that knows, in a run folder."""
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from pyllm.cli import preferences
 from pyllm.cli import run as runs
+from pyllm.cli.adapters import Peft, adapt
 from pyllm.cli.config import key
 from pyllm.cli.sft import Data
 
@@ -17,7 +17,7 @@ class KTO(preferences.Preferences):
     undesirable_weight: float = key(1.0, "of the bad answers", 0.0)
 
 
-SECTIONS = {"model": preferences.Model, "data": Data, "train": KTO}
+SECTIONS = {"model": preferences.Model, "data": Data, "train": KTO, "peft": Peft}
 
 
 def add_arguments(parser):
@@ -71,24 +71,22 @@ def kto(config, out, resume=False, until=None):
     from itertools import islice
 
     from pyllm import objectives, training
-    from pyllm.align import frozen_copy
+    from pyllm.align import reference_of
     from pyllm.autograd import precision
     from pyllm.cli.dpo import without_dropout
-    from pyllm.cli.sft import architecture, open_model
+    from pyllm.cli.sft import architecture
     from pyllm.errors import ConfigError
 
     t = config.train
-    checkpoint = runs.newest("kto", Path(out), resume)
-    model, tokenizer = open_model(config.model.path)
+    checkpoint, model, tokenizer, rows = preferences.begin("kto", config, out, resume, "unpaired")
     if architecture(model) != "decoder":
         raise ConfigError(f"kto: {config.model.path} is an {architecture(model)}; expected a decoder")
-    rows = preferences.examples("kto", config, model, tokenizer, "unpaired")
     good = sum(bool(row.extra["label"]) for row in rows["train"])
     if good in (0, len(rows["train"])):
         raise ConfigError(f"kto: {good} of {len(rows['train'])} answers are good; expected some of each")
-    reference = frozen_copy(model)
-    for items in rows.values():
-        preferences.remember(items, model, t)
+    adapt(model, config.peft, t.seed)
+    reference = reference_of(model)
+    preferences.remember(rows, model, t)
     objective = without_dropout(partial(objectives.kto, beta=t.beta, desirable_weight=t.desirable_weight,
                                         undesirable_weight=t.undesirable_weight))
 
@@ -97,6 +95,7 @@ def kto(config, out, resume=False, until=None):
         with precision(t.precision):
             found = training.evaluate(model, objective, with_kl(list(islice(valid.once(), t.eval_batches or None)), model, reference))
         values = {"valid_loss": found.loss, **{f"valid_{name}": value for name, value in found.metrics.items()}}
+        values["valid_rewards/margins"] = values.get("valid_rewards/chosen", 0.0) - values.get("valid_rewards/rejected", 0.0)
         return found.loss, values, runs.described(values).removeprefix("validation ")
 
     return preferences.learn("kto", config, out, model, tokenizer, rows, objective, checkpoint, evaluate=evaluate,

@@ -33,6 +33,8 @@ def merge(base, adapter, out, data=None, threshold=1e-3):
 
 def adapted(model, path, name="default"):
     """-> the model with the adapter at `path`, a folder or a run folder's best one; with the head that came with the adapter."""
+    from dataclasses import replace
+
     from pyllm import peft, training
     from pyllm.io.files import read_json
     from pyllm.training.transfer import TASKS
@@ -44,6 +46,8 @@ def adapted(model, path, name="default"):
         named = values.get("id2label")
         labels = [named[str(i)] for i in range(len(named))] if named and task == "classify" else None
         model, *_ = training.transfer(model, task, labels=labels)
+        scale = {key: values[key] for key in ("reward_gain", "reward_bias") if key in values}
+        model.config = replace(model.config, extra={**model.config.extra, **scale})
     return peft.load(model, folder, name)
 
 

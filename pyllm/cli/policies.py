@@ -2,13 +2,15 @@
 
     config.resolved.toml   every setting, also the defaults        checkpoints/         whole states, see pyllm.training.checkpoint
     metrics.jsonl          one line an iteration, named as TRL's   samples.jsonl        responses to held-out prompts, before and on the way
-    model/                 the policy as it is now                 curves.png           reward, divergence, entropy, lengths
+    model/ or adapter/     the policy as it is now                 curves.png           reward, divergence, entropy, lengths
 """
 import contextlib
-from dataclasses import MISSING, dataclass, fields, make_dataclass
+from dataclasses import asdict, dataclass, fields, make_dataclass, replace
 from pathlib import Path
 
 from pyllm import plot
+from pyllm.cli import run as runs
+from pyllm.cli.adapters import Peft, adapt
 from pyllm.cli.config import key
 
 HELD = 8  # prompts that are never learned from: the samples are of them
@@ -17,12 +19,14 @@ HELD = 8  # prompts that are never learned from: the samples are of them
 @dataclass(frozen=True)
 class Model:
     path: str = key("", "the policy to begin with: a model folder, a .gguf file, or a run folder", flags=("model",))
-    reward: str = key("", "a run folder of pyllm reward, a folder of such a model, or FILE.py:FUNCTION, which takes the texts of prompt "
-                          "and response and gives a number")
+    reward: str = key("", "a run folder of pyllm reward, a folder of such a model, FOLDER:LABEL of any classifier, whose log odds of the "
+                          "label count, or FILE.py:FUNCTION, which takes the texts of prompt and response and gives a number")
+    step: str = key("", "a text that ends a step, such as a line's end: every step is then rewarded, not the whole response alone")
 
 
 @dataclass(frozen=True)
 class Data:
+    stop: str = key("", "a text of one token, such as '.', that ends a response as the end token does")
     path: str = key("", "prompts: a file of examples, or a folder of them; of other examples the prompts are taken, of texts the first "
                         "words", flags=("data",))
     columns: str = key("", "the names that the files have for keys, such as prompt=question")
@@ -42,34 +46,48 @@ class Run:
     eps: float = key(1e-5, "AdamW's addend in the denominator", 0.0)
 
 
-def section(config, about):
-    """-> a dataclass of keys for the command line, with the fields and defaults of a dataclass of pyllm.align. about: {name: words}."""
-    made = []
+ABOUT = {  # key of PPOConfig and of GRPOConfig: (words, least, most, choices)
+    "steps": ("iterations, each a rollout and its updates", 1), "batch": ("prompts an iteration", 1),
+    "micro_batch": ("responses of a forward and backward", 1), "temperature": ("of policy and reference", 0.0),
+    "num_mini_batches": ("optimizer steps of a pass", 1), "lr": ("learning rate of the first iteration", 0.0),
+    "lr_end": ("learning rate that it falls to, in a line", 0.0),
+    "max_grad_norm": ("largest norm of the gradient; 0 = no clipping", 0.0), "entropy_coef": ("weight of the bonus for entropy", 0.0),
+    "missing_eos_penalty": ("taken from the score of a response without an end token", 0.0),
+    "patience": ("iterations with one score for all responses before the run stops; 0 = never", 0),
+    "seed": ("of prompts, responses, the order of updates and a new adapter", 0),
+}
+
+
+def sections(config, about):
+    """-> the sections of a verb. config: a dataclass of pyllm.align, about: as ABOUT, of the keys that are its own."""
+    made, about = [], ABOUT | about
     for f in fields(config):
         if f.name in about:
             words, *limits = about[f.name]
-            kind = f.type if isinstance(f.type, type) else float
-            default = f.default if f.default is not MISSING else f.default_factory()
-            made.append((f.name, kind, key(kind(default or 0) if kind is float else default, words, *limits)))
-    return make_dataclass(config.__name__, made, frozen=True)
+            kind = f.type if isinstance(f.type, type) else float  # float or None, which stands as 0
+            made.append((f.name, kind, key(kind(f.default or 0) if kind is float else f.default, words, *limits)))
+    return {"model": Model, "data": Data, "train": make_dataclass(config.__name__, made, frozen=True), "peft": Peft, "run": Run}
 
 
-def settings(verb, args, sections):
-    """-> the Config of the flags; ConfigError where the model, the data or the reward are missing."""
-    from pyllm.cli import run as runs
+def run(verb, args, config, about):
+    """Runs the verb that `args` are of -> exit code, as pyllm.cli.pretrain has them."""
     from pyllm.errors import ConfigError
 
-    config = runs.settings(verb, args, sections)
-    if not config.model.reward:
+    found = runs.settings(verb, args, sections(config, about))
+    if not found.model.reward:
         raise ConfigError(f"{verb}: no reward; expected --reward RUN of pyllm reward, or --reward FILE.py:FUNCTION")
-    return config
+    optional = {f.name for f in fields(config) if f.default is None}
+    values = {name: value for name, value in asdict(found.train).items() if value or name not in optional}
+    return learn(verb, found, config(**values), Path(args.out), args.resume)
 
 
-def open_reward(path, tokenizer):
-    """-> the reward that `path` names: a RewardModel, or a rule."""
-    from pyllm.align import RewardModel, rule
-    from pyllm.cli.sft import open_model
+def open_reward(path, tokenizer, step=""):
+    """-> the reward that `path` names, a function of a Rollout: a RewardModel, or a rule; with `step` at the end of each step."""
+    from pyllm.align import RewardModel, rule, step_ends
+    from pyllm.cli.merge import adapted
+    from pyllm.cli.sft import architecture, open_model
     from pyllm.errors import ConfigError
+    from pyllm.io.files import read_json
 
     file, colon, name = path.rpartition(":")
     if colon and file.endswith(".py"):
@@ -80,11 +98,20 @@ def open_reward(path, tokenizer):
         found = runpy.run_path(file)
         if not callable(found.get(name)):
             raise ConfigError(f"model.reward={path!r}: {file} has no function {name}")
-        return rule(found[name], tokenizer)
-    model, other = open_model(path)
-    if other.vocab_size != tokenizer.vocab_size or other.encode("one two") != tokenizer.encode("one two"):
-        raise ConfigError(f"model.reward={path!r}: its tokenizer is not the policy's; expected a reward model trained from the same model")
-    return RewardModel(model)
+        return rule(found[name], tokenizer, step)
+    path, label = (file, name) if colon and not Path(path).exists() else (path, None)
+    adapter = Path(path, "adapter", "adapter_config.json")
+    model, other = open_model(read_json(adapter)["base_model_name_or_path"] if adapter.is_file() else path)
+    if adapter.is_file():
+        model = adapted(model, path)
+    same = architecture(model) == "decoder" and other.vocab_size == tokenizer.vocab_size and \
+        all(other.encode(text) == tokenizer.encode(text) for text in ("one two", "three, 4!\n"))
+    if not same:
+        print(f"reward     {path} reads texts, with a tokenizer of its own", flush=True)
+    reward = RewardModel(model, label, None if same else (tokenizer, other))
+    if step and not same:
+        raise ConfigError(f"model.step={step!r}: {path} reads whole texts; expected a decoder with the policy's tokenizer")
+    return (lambda drawn: reward.at(drawn, step_ends(drawn, tokenizer, step))) if step else reward
 
 
 def read_prompts(d, tokenizer, room):
@@ -95,7 +122,7 @@ def read_prompts(d, tokenizer, room):
     from pyllm.errors import ConfigError, FormatError
 
     found, dropped = {}, 0
-    longest = min(room, d.prompt_tokens or room)
+    longest = max(0, min(room, d.prompt_tokens or room))
     try:
         examples = read(d)["train"]
         for example in examples:
@@ -117,16 +144,13 @@ def read_prompts(d, tokenizer, room):
     return list(found.values())
 
 
-def learn(verb, config, c, out, resume, until, begin, response):
-    """Runs the iterations -> exit code: 0, or 130 and 143 after Ctrl-C and SIGTERM, with all saved.
+def learn(verb, config, c, out, resume=False):
+    """Runs the iterations -> exit code: 0, or 130 and 143 after Ctrl-C and SIGTERM, with all saved. c: the settings of pyllm.align.
 
-    c: the settings of pyllm.align. begin: (policy, reference, prompts, reward, optimizer, iterations done, what the checkpoint kept, ids
-    that end a response, vocabulary) -> iterator of Iteration. response: tokens of a response at most.
+    A run that is ended anywhere goes on from its newest checkpoint with the bits of one that never stopped.
     """
-    from pyllm import folders, training
-    from pyllm.align import ActorCritic, frozen_copy, rollout
+    from pyllm import align, folders, peft, training
     from pyllm.autograd import precision
-    from pyllm.cli import run as runs
     from pyllm.cli.interrupt import Interrupt
     from pyllm.cli.sft import open_model
     from pyllm.errors import ConfigError
@@ -135,36 +159,47 @@ def learn(verb, config, c, out, resume, until, begin, response):
     from pyllm.models.base import CausalLM
     from pyllm.progress import Progress
 
-    out, r = Path(out), config.run
+    r, ppo = config.run, verb == "ppo"
+    response = c.response_length if ppo else c.max_completion_length
+    if config.peft.method == "adalora":
+        raise ConfigError(f"{verb}: peft.method=adalora hands out ranks by the steps of a training run; expected another method")
     checkpoint = runs.newest(verb, out, resume)
-    model, tokenizer = open_model(config.model.path)
+    model, tokenizer = open_model(config.model.path, packed=config.model.path.endswith(".gguf") and config.peft.base != "f32")
     if not isinstance(model, CausalLM):
         raise ConfigError(f"{verb}: {config.model.path} is a {type(model).__name__}; expected a language model that continues a text")
-    reward = open_reward(config.model.reward, tokenizer)
+    stop = tokenizer.encode(config.data.stop, template=False)
+    if len(stop) > 1:
+        raise ConfigError(f"data.stop={config.data.stop!r}: these are {len(stop)} tokens of the model; expected one")
+    reward = open_reward(config.model.reward, tokenizer, config.model.step)
     prompts = read_prompts(config.data, tokenizer, model.config.size("context") - response)
     held, prompts = prompts[: min(HELD, len(prompts) // 2)], prompts[min(HELD, len(prompts) // 2) :]
     out.mkdir(parents=True, exist_ok=True)
     write_toml(out / "config.resolved.toml", config.table())
     print(f"model      {type(model).__name__}, {model.config.model_type}, {model.num_parameters():,} parameters", flush=True)
-    reference, trained = frozen_copy(model), ActorCritic(model) if verb == "ppo" else model
-    optimizer = training.AdamW(trained, betas=(0.9, r.beta2), eps=r.eps, weight_decay=r.weight_decay)
-    state = Beside(optimizer, trained.value if verb == "ppo" else None)
-    start, kept = 0, {}
+    adapt(model, config.peft, c.seed)
+    c = replace(c, starts_at_reference=all(a.method.EXACT for a in peft.adapters(model)))
+    reference = align.reference_of(model) if ppo or c.beta else None
+    trained = align.ActorCritic(model) if ppo else model
+    optimizer = training.AdamW(trained, betas=(0.9, r.beta2), eps=r.eps, weight_decay=r.weight_decay, rates=peft.rates(model))
+    state = Beside(optimizer, trained.value if ppo else None)
+    start, goes_on = 0, {}
     if checkpoint:
         start, kept = training.load_checkpoint(checkpoint, model, state)
+        goes_on = {name: kept[name] for name in ("kl_coef",) if name in kept}
         print(f"resumed    {checkpoint}, iteration {start}", flush=True)
-    stop = end_ids(model, tokenizer)
-    vocabulary = tokenizer.vocab_size if tokenizer.vocab_size < model.config.vocab_size else None
+    drawing = {"stop": {*end_ids(model, tokenizer), *stop}, "vocabulary": tokenizer.vocab_size
+               if tokenizer.vocab_size < model.config.vocab_size else None}
 
     def sample(step):
-        drawn = rollout(model, held, max_tokens=response, temperature=c.temperature, stop=stop, seed=c.seed, vocabulary=vocabulary)
+        drawn = align.rollout(model, held, max_tokens=response, temperature=c.temperature, seed=c.seed, **drawing)
         scores = reward(drawn)
         scores = scores if scores.ndim == 1 else scores.sum(1)
         samples.write(step=step, samples=[{"prompt": tokenizer.decode(drawn.prompt(i).tolist()), "score": float(scores[i]),
                                            "text": tokenizer.decode(drawn.response(i).tolist())} for i in range(len(held))])
         return float(scores.mean())
 
-    iterations = begin(trained, reference, prompts, reward, optimizer, start, kept, stop, vocabulary)
+    method = align.ppo if ppo else align.grpo
+    iterations = method(trained, reference, prompts, reward, optimizer, c, start=start, **drawing, **goes_on)
     with (Interrupt() as stopping, Progress(c.steps, verb, "iteration", start) as bar, precision(r.precision),
           contextlib.closing(training.Log(out / "metrics.jsonl", start)) as metrics,
           contextlib.closing(training.Log(out / "samples.jsonl", start)) as samples):
@@ -179,16 +214,16 @@ def learn(verb, config, c, out, resume, until, begin, response):
             if step % r.eval_every == 0 or last:
                 bar.line(f"iteration {step:<5} score {score:.3f}  KL {kl:.3f}  length {m['completions/mean_length']:.1f}  held out "
                          f"{sample(step):.3f}  {m['eps']:.1f} responses/s")
-            if step % r.save_every == 0 or last or stopping.signal or step == until:
-                folders.save(model, tokenizer, out / "model")
-                training.save_checkpoint(out / "checkpoints", step, model, tokenizer, state, {"seed": c.seed, **controller(verb, c, m)},
-                                         keep=r.keep)
-            if (stopping.signal or step == until) and not last:
+            if step % r.save_every == 0 or last or stopping.signal:
+                runs.save(model, tokenizer, out, config.model.path)
+                training.save_checkpoint(out / "checkpoints", step, model, tokenizer, state,
+                                         {"seed": c.seed, **(next_coefficient(m, c) if ppo else {})}, keep=r.keep)
+            if stopping.signal and not last:
                 bar.line(f"stopped at iteration {step}; all is saved, --resume goes on")
                 return stopping.code
     chart(out, verb)
     table(out)
-    print(f"model      {out / 'model'}", flush=True)
+    print(runs.saved(model, out, config.model.path), flush=True)
     return 0
 
 
@@ -208,13 +243,11 @@ class Beside:
             self.value.load(own)
 
 
-def controller(verb, c, m):
-    """-> the coefficient of the divergence for the next iteration, of PPO."""
+def next_coefficient(m, c):
+    """-> {"kl_coef": PPO's penalty of the divergence in the iteration that follows one of metrics m}."""
     from pyllm.align.ppo import adapted
 
-    if verb != "ppo":
-        return {}
-    return {"kl_coef": float(adapted(m["objective/kl_coef"], m["objective/kl_k1"], c)) if c.target_kl else m["objective/kl_coef"]}
+    return {"kl_coef": float(adapted(m["objective/kl_coef"], m["objective/kl_k1"], c))}
 
 
 def table(out):

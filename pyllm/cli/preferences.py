@@ -3,6 +3,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from pyllm.cli import run as runs
 from pyllm.cli.config import key
 from pyllm.cli.sft import Data, Finetune
 
@@ -22,11 +23,16 @@ class Preferences(Finetune):
     sample_tokens: int = key(48, "tokens of the samples at every evaluation; 0 = none", 0)
 
 
-def examples(verb, config, model, tokenizer, kind):
-    """-> {"train", "valid"}: lists of Rows, or of pairs of them. ConfigError for examples that are not of `kind`."""
-    from pyllm.cli.sft import read, render
+def begin(verb, config, out, resume, kind):
+    """-> (checkpoint to go on from or None, model, tokenizer, {"train", "valid"}: lists of Rows, or of pairs of them).
+
+    ConfigError for examples that are not of `kind`.
+    """
+    from pyllm.cli.sft import open_model, read, render
     from pyllm.errors import ConfigError
 
+    checkpoint, path = runs.newest(verb, out, resume), config.model.path
+    model, tokenizer = open_model(path, packed=path.endswith(".gguf") and config.peft.base != "f32")
     found = read(config.data)
     if found["train"].kind != kind:
         keys = {"preference": "prompt, chosen, rejected", "unpaired": "prompt, completion, label"}[kind]
@@ -34,7 +40,7 @@ def examples(verb, config, model, tokenizer, kind):
     rows = render(config, model, tokenizer, found, None)
     if kind == "preference":
         rows = {part: without_equals(verb, part, pairs) for part, pairs in rows.items()}
-    return rows
+    return checkpoint, model, tokenizer, rows
 
 
 def without_equals(verb, part, pairs):
@@ -66,17 +72,19 @@ def together(items, model):
     return collate(items, start=model.config.starts[0] if architecture(model) == "encoder-decoder" else None)
 
 
-def remember(items, model, t):
+def remember(rows, model, t):
     """Puts log p of each response under `model`, which does not learn yet, into every Row's extra: the reference, computed once.
 
-    In the precision of the training, whose log-probabilities are compared with these.
+    Without its adapters; in the precision of the training, whose log-probabilities are compared with these.
     """
+    from pyllm import peft
     from pyllm.align import with_reference
     from pyllm.autograd import precision
     from pyllm.data.render import rows_of
     from pyllm.progress import Progress
 
-    with precision(t.precision), Progress(len(items), "reference", "example") as bar:
+    items = [item for part in rows.values() for item in part]
+    with peft.disabled(model), precision(t.precision), Progress(len(items), "reference", "example") as bar:
         for begin in range(0, len(items), t.batch):
             some = items[begin : begin + t.batch]
             known = with_reference(together(some, model), model).extra["ref_logp"]
@@ -89,7 +97,6 @@ def learn(verb, config, out, model, tokenizer, rows, objective, checkpoint, *, t
     """Runs the training -> exit code. train: endless Batches. evaluate: as pyllm.cli.run has it; None: the objective on rows["valid"]."""
     from pyllm import peft, training
     from pyllm.autograd import precision
-    from pyllm.cli import run as runs
     from pyllm.io.files import write_toml
 
     out, t = Path(out), config.train

@@ -4,10 +4,10 @@ Its gain and bias, which bring rewards to mean 0 and deviation 1 over the held-o
 """
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from pyllm.cli import preferences
 from pyllm.cli import run as runs
+from pyllm.cli.adapters import Peft, adapt
 from pyllm.cli.config import key
 from pyllm.cli.sft import Data
 
@@ -17,10 +17,11 @@ class Reward(preferences.Preferences):
     lr: float = key(1e-4, "learning rate at its highest", 0.0, flags=("lr", "learning-rate"))
     center: float = key(0.0, "weight of the squared sum of a pair's rewards, such as 0.01, which keeps them around 0", 0.0,
                         flags=("center", "center-rewards-coefficient"))
+    normalize: bool = key(False, "bring rewards to deviation 1 before training too, not behind it alone")
     sample_tokens: int = key(0, "a reward model writes nothing", 0, 0)
 
 
-SECTIONS = {"model": preferences.Model, "data": Data, "train": Reward}
+SECTIONS = {"model": preferences.Model, "data": Data, "train": Reward, "peft": Peft}
 
 
 def add_arguments(parser):
@@ -37,18 +38,24 @@ def reward(config, out, resume=False, until=None):
 
     from pyllm import objectives, training
     from pyllm.align import RewardModel, agreement
-    from pyllm.cli.sft import open_model
+    from pyllm.nn import quantize
 
     t = config.train
-    checkpoint = runs.newest("reward", Path(out), resume)
-    base, tokenizer = open_model(config.model.path)
-    rows = preferences.examples("reward", config, base, tokenizer, "preference")
+    checkpoint, base, tokenizer, rows = preferences.begin("reward", config, out, resume, "preference")
+    quantize(base, "f32")
     # Without dropout, as Ziegler et al. 2019: a comparison of two answers should not be one of two networks.
     model, fresh, _ = training.transfer(base, "classify", labels=["reward"], dropout=0.0, seed=t.seed)
     print(f"new        {', '.join(fresh) or 'nothing: it is a reward model already'}")
 
+    def held():
+        return list(islice(preferences.batches(rows["valid"], model, t, False).once(), t.eval_batches or None))
+
+    if t.normalize:
+        RewardModel(model).normalize(held()).fold()
+    adapt(model, config.peft, t.seed)
+
     def evaluate():
-        valid = list(islice(preferences.batches(rows["valid"], model, t, False).once(), t.eval_batches or None))
+        valid = held()
         found = agreement(RewardModel(model).normalize(valid), valid)
         values = {"valid_loss": found.loss, "valid_accuracy": found.accuracy, "valid_margin": found.margin,
                   "valid_calibration_error": found.calibration}

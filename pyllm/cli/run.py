@@ -55,7 +55,7 @@ def run(verb, out, t, *, steps, warmup, model, tokenizer, objective, batches, ev
     from. until: a step after which the run stops as if it had been interrupted. watch: (step, score) -> whether the run ends there.
     base: where an adapter's model came from.
     """
-    from pyllm import folders, peft, training
+    from pyllm import peft, training
     from pyllm.cli.interrupt import Interrupt
     from pyllm.progress import Progress
 
@@ -63,7 +63,7 @@ def run(verb, out, t, *, steps, warmup, model, tokenizer, objective, batches, ev
     optimizer, objective = peft.allocate(model, optimizer, steps), peft.orthogonal(objective)
     ema = training.EMA(model, t.ema) if t.ema else None
     stopping = training.EarlyStopping(t.patience)
-    start, adapted = 0, bool(peft.adapters(model))
+    start = 0
     if checkpoint:
         start, state = training.load_checkpoint(checkpoint, model, optimizer, ema)
         batches.load_state(state["data"])
@@ -91,10 +91,7 @@ def run(verb, out, t, *, steps, warmup, model, tokenizer, objective, batches, ev
                     given_up = watch is not None and watch(step, score)
                     better = stopping.best_step == step
                     if better:
-                        if adapted:
-                            peft.save(model, out / "adapter", base_model=base)
-                        else:
-                            folders.save(model, tokenizer, out / "model")
+                        save(model, tokenizer, out, base)
                     if sample and t.sample_tokens:
                         samples.write(step=step, **sample(step))
                 metrics.write(step=step, **found)
@@ -113,9 +110,26 @@ def run(verb, out, t, *, steps, warmup, model, tokenizer, objective, batches, ev
     best = next(line for line in reversed(training.read_log(out / "metrics.jsonl"))
                 if line["step"] == stopping.best_step and "valid_loss" in line)
     print(f"best       {described(best)} at step {stopping.best_step}", flush=True)
-    print(f"adapter    {out / 'adapter'}. Hint: pyllm generate --model {out}; pyllm merge --model {base} --adapter {out} --out FOLDER"
-          if adapted else f"model      {out / 'model'}", flush=True)
+    print(saved(model, out, base), flush=True)
     return 0
+
+
+def save(model, tokenizer, out, base):
+    """Writes out/model, or where adapters are what learns, in the model at `base`, out/adapter."""
+    from pyllm import folders, peft
+
+    if peft.names(model):
+        peft.save(model, out / "adapter", base_model=base)
+    else:
+        folders.save(model, tokenizer, out / "model")
+
+
+def saved(model, out, base):
+    """-> words on where `save` has put it."""
+    from pyllm import peft
+
+    hint = f"Hint: pyllm generate --model {out}; pyllm merge --model {base} --adapter {out} --out FOLDER"
+    return f"adapter    {out / 'adapter'}. {hint}" if peft.names(model) else f"model      {out / 'model'}"
 
 
 def described(found):

@@ -10,7 +10,8 @@
     classification   text, label: str                                          classifiers
     question         question, context, answers: [(text, first character)]     span extraction; no answer: []
     choice           prompt, choices: [str], answer: the right one's number    multiple choice
-Beside these: where ("file:line"), id where the record has one, references: [str] where there are several right answers.
+Beside these: where ("file:line"), id where the record has one, references: [str] where there are several right answers, margin of a
+preference where it has one: a number, how much better the chosen answer is.
 """
 import re
 
@@ -38,6 +39,10 @@ def convert(record, keys, where):
     """A record of the format `keys` -> (kind, example). FormatError naming the place, the key and what was expected."""
     kind, build = FORMATS[keys]
     example = build(record, where)
+    if kind == "preference" and (margin := record.get("margin")) is not None:
+        if type(margin) not in (int, float) or not abs(margin) < float("inf"):
+            raise FormatError(f"{where}: margin is {_short(margin)}, expected a number: how much better the chosen answer is")
+        example["margin"] = margin
     if isinstance(record.get("id"), (str, int)) and record["id"] != "":
         example["id"] = record["id"]
     if isinstance(record.get("references"), list):

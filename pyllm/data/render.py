@@ -73,7 +73,10 @@ def render(example, kind, tokenizer, *, architecture="decoder", max_length=None,
         pair = [_answered(example, key, tokenizer, prompt_format) for key in ("chosen", "rejected")]
         longest = max(len(ids) for ids, _, _ in pair)
         over = max(longest - (max_length or longest), 0)
-        return tuple(_row(tokenizer, *part[:2], max_length, truncation, example, part[2], over) for part in pair)
+        rows = tuple(_row(tokenizer, *part[:2], max_length, truncation, example, part[2], over) for part in pair)
+        for row in rows:
+            row.extra["margin"] = np.float32(example.get("margin", 0))
+        return rows
     if architecture == "encoder-decoder":
         return _translated(example, kind, tokenizer, max_length, truncation, prompt_format)
     if kind == "messages":

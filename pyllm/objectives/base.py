@@ -12,12 +12,24 @@ class Loss:
     """A sum and what it is a sum over, never a mean: so any split into micro-batches gives the same step.
 
     total: scalar Tensor, the sum over valid targets, nats. count: how many targets that were.
-    metrics: {name: a further sum over the same targets}, for the record.
+    metrics: for the record: {name: a further sum over the same targets, or (a sum, how many it is of)}.
     """
 
     total: Tensor
     count: int
     metrics: dict = field(default_factory=dict)
+
+    def add_to(self, sums):
+        """Adds the metrics to sums: {name: (sum, count)}."""
+        for name, value in self.metrics.items():
+            value, count = value if isinstance(value, tuple) else (value, self.count)
+            before, of = sums.get(name, (0.0, 0))
+            sums[name] = before + value, of + count
+
+
+def means(sums):
+    """sums: what Loss.add_to has made -> {name: mean}; no name without anything to count."""
+    return {name: value / count for name, (value, count) in sums.items() if count}
 
 
 def inputs(batch):

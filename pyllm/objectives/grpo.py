@@ -43,7 +43,8 @@ def grpo(model, batch, rng=None, *, loss="dapo", epsilon=0.2, epsilon_high=None,
         each = each + constant(np.zeros((b, t)), logp)
     mean = mask if loss == "dapo" else mask / lengths
     weight = constant(mask / max_length if loss == "dr_grpo" else mean, logp)
-    metrics = {"entropy": entropy.data, "clip_ratio/region_mean": clipped, "val/ratio": ratio.data,
+    metrics = {"entropy": entropy.data, "clip_ratio/region_mean": clipped, "clip_ratio/low_mean": clipped & (advantages < 0),
+               "clip_ratio/high_mean": clipped & (advantages > 0), "val/ratio": ratio.data,
                "policy/approxkl_avg": 0.5 * np.square(logp.data - old)}
     if beta:
         d = constant(extra("grpo", batch, "ref_logp", (b, t)), logp) - logp

@@ -24,5 +24,6 @@ def kto(model, batch, rng=None, *, beta=0.1, desirable_weight=1.0, undesirable_w
     sign = constant(np.where(label, beta, -beta), logp)
     each = (1 - ops.sigmoid((ratio - constant(kl, logp)) * sign)) * constant(np.where(label, desirable_weight, undesirable_weight), logp)
     rewards = beta * ratio.data
-    return Loss(each.sum(), b, {"kl": float(kl.sum()), "rewards/chosen_sum": float(rewards[label].sum()),
-                                "rewards/rejected_sum": float(rewards[~label].sum()), "count/chosen": float(label.sum())})
+    metrics = {f"{name}/{kind}": (float(of[some].sum()), int(some.sum())) for kind, some in (("chosen", label), ("rejected", ~label))
+               for name, of in (("rewards", rewards), ("logps", logp.data))}
+    return Loss(each.sum(), b, {"kl": float(kl.sum()), **metrics})

@@ -12,7 +12,8 @@ def reward_pairs(model, batch, rng=None, *, k=2, centre=0.0):
     k 2: -log sigmoid(r_chosen - r_rejected - margin), Bradley & Terry 1952; margin: extra["margin"] (B,), that of a pair's first row
     (Touvron et al. 2023, section 3.2.2), 0 where there is none. k > 2: Plackett-Luce, the sum over places j of
     logsumexp(r_j .. r_k) - r_j. centre: weight of (sum of a group's rewards)^2, which keeps rewards around 0 (Eisenstein et al. 2023;
-    TRL's center_rewards_coefficient). metrics: accuracy (best above all others), margin (best - mean of the others), mean_reward.
+    TRL's center_rewards_coefficient). metrics: accuracy (best above all others), margin (best - mean of the others), mean_reward;
+    min_reward and max_reward of a micro-batch.
     """
     check_pairs("reward_pairs", batch, k)
     b = len(batch.tokens)
@@ -35,4 +36,5 @@ def reward_pairs(model, batch, rng=None, *, k=2, centre=0.0):
         total = total + (scores.sum(axis=1) ** 2).sum() * centre
     r = scores.data
     return Loss(total, b // k, {"accuracy": float((r[:, :1] > r[:, 1:]).all(1).sum()), "margin": float((r[:, 0] - r[:, 1:].mean(1)).sum()),
-                                "mean_reward": float(np.mean(r, 1).sum())})
+                                "mean_reward": float(np.mean(r, 1).sum()), "min_reward": (float(r.min()), 1),
+                                "max_reward": (float(r.max()), 1)})

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pyllm.autograd import Rng, no_grad
 from pyllm.autograd import precision as precision_of
 from pyllm.measure import peak_rss_mb
+from pyllm.objectives.base import means
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,7 @@ def _steps(model, objective, batches, optimizer, steps, lr, start, accumulate, c
             except FloatingPointError as error:
                 raise FloatingPointError(f"{where}: {error}. {_HINT}") from None
             total, count = total + loss.total.item(), count + loss.count
-            for name, value in loss.metrics.items():
-                metrics[name] = metrics.get(name, 0.0) + value
+            loss.add_to(metrics)
             del loss  # its tape would hold the activations through the optimizer's step
         if not count:
             raise ValueError(f"train: step {step + 1}: every target of its {accumulate} micro-batches is ignored, "
@@ -99,7 +99,7 @@ def _steps(model, objective, batches, optimizer, steps, lr, start, accumulate, c
         optimizer.zero_grad()
         seconds = time.perf_counter() - began
         yield Record(step + 1, total / count, rate, norm, count, seconds, count / seconds, peak_rss_mb(),
-                     {n: v / count for n, v in metrics.items()})
+                     means(metrics))
 
 
 _HINT = "The weights are those before this step. Hint: a lower lr or a longer warm-up; PYLLM_DEBUG=2 names the operation"
@@ -130,8 +130,7 @@ def evaluate(model, objective, batches, *, bytes_per_token=None):
         for batch in batches:
             loss = objective(model, batch)
             total, count = total + loss.total.item(), count + loss.count
-            for name, value in loss.metrics.items():
-                metrics[name] = metrics.get(name, 0.0) + value
+            loss.add_to(metrics)
     if not count:
         raise ValueError("evaluate: no target in any batch")
     loss = total / count
@@ -140,4 +139,4 @@ def evaluate(model, objective, batches, *, bytes_per_token=None):
                                  "Hint: a lower lr or a longer warm-up; PYLLM_DEBUG=2 names the operation")
     perplexity = math.exp(loss) if loss < 700 else math.inf
     bits = loss / math.log(2) / bytes_per_token if bytes_per_token else None
-    return Evaluation(loss, perplexity, bits, count, {name: value / count for name, value in metrics.items()})
+    return Evaluation(loss, perplexity, bits, count, means(metrics))

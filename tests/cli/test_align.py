@@ -8,20 +8,24 @@ import numpy as np
 import pytest
 
 import pyllm
-from pyllm.align import RewardModel
+from pyllm.align import RewardModel, rollout
 from pyllm.cli import dpo as dpo_verb
 from pyllm.cli import main
 from pyllm.cli import run as runs
+from pyllm.cli.adapters import METHODS
+from pyllm.cli.policies import open_reward
 from pyllm.folders import build
 from pyllm.io import safetensors
 from pyllm.models import FAMILIES
 from pyllm.text import ByteLevelBPE
-from pyllm.training import read_log
+from pyllm.training import newest, read_log
 
 KIND, UNKIND = ["good", "nice", "fine"], ["bad", "poor", "sad"]
 SHORT = ["--batch", "4", "--lr", "5e-3", "--epochs", "2", "--sample-tokens", "4"]
+LORA = ["--peft", "lora", "--rank", "2"]
 POLICY = ["--steps", "3", "--batch", "4", "--lr", "5e-3", "--eval-every", "2", "--save-every", "1"]
-TIMINGS = {"seconds", "tokens_per_second", "peak_memory_mb", "eps", "seconds/rollout", "seconds/rewards", "seconds/updates"}
+TIMINGS = {"seconds", "tokens_per_second", "peak_memory_mb", "eps", "seconds/rollout", "seconds/rewards", "seconds/updates",
+           "step_time"}
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +92,8 @@ def test_the_reference_is_remembered_in_the_precision_of_the_training(here, tmp_
 
 
 @pytest.mark.parametrize("verb, data, more", [("reward", "pairs.jsonl", ()), ("dpo", "pairs.jsonl", ()), ("kto", "single.jsonl", ()),
-                                              ("dpo", "pairs.jsonl", ("--peft", "lora", "--rank", 2))])
+                                              *((verb, f"{data}.jsonl", ("--peft", "lora", "--rank", 2)) for verb, data in (
+                                                  ("reward", "pairs"), ("dpo", "pairs"), ("kto", "single")))])
 def test_a_run_that_stops_goes_on_with_the_same_bits(here, tmp_path, verb, data, more):
     module = importlib.import_module(f"pyllm.cli.{verb}")
     arguments = [*SHORT[:6], "--accumulate", "2", "--save-every", "1", *map(str, more)]
@@ -105,13 +110,16 @@ def test_a_run_that_stops_goes_on_with_the_same_bits(here, tmp_path, verb, data,
 def test_kto_learns(here, tmp_path):
     assert pyllm_(here, "kto", "single.jsonl", tmp_path / "r", *SHORT[:4], "--epochs", "8") == 0
     found = [line for line in log(tmp_path / "r") if "valid_loss" in line]
-    assert found[-1]["valid_loss"] < found[0]["valid_loss"]
+    assert found[-1]["valid_loss"] < found[0]["valid_loss"] and found[-1]["valid_rewards/margins"] > 0
+    assert found[-1]["valid_rewards/chosen"] > found[-1]["valid_rewards/rejected"]
 
 
 @pytest.mark.parametrize("verb, more", [("ppo", ("--response-length", 8, "--target-kl", 0.5)),
                                         ("ppo", ("--response-length", 8, "--precision", "bf16")),
                                         ("grpo", ("--max-completion-length", 8, "--num-generations", 3, "--beta", 0.1)),
-                                        ("grpo", ("--max-completion-length", 8, "--algorithm", "rloo", "--num-generations", 2))])
+                                        ("grpo", ("--max-completion-length", 8, "--algorithm", "rloo", "--num-generations", 2)),
+                                        ("ppo", ("--response-length", 8, *LORA, "--base", "bf16")),
+                                        ("grpo", ("--max-completion-length", 8, "--num-generations", 3, "--beta", 0.1, *LORA))])
 def test_a_policy_from_a_rule_stops_and_goes_on_with_the_same_bits(here, tmp_path, capsys, verb, more):
     arguments = ["--reward", f"{here / 'rules.py'}:kind", *POLICY, *more]
     assert pyllm_(here, verb, "prompts.jsonl", tmp_path / "whole", *arguments) == 0
@@ -125,6 +133,60 @@ def test_a_policy_from_a_rule_stops_and_goes_on_with_the_same_bits(here, tmp_pat
     assert main([verb, "--out", str(tmp_path / "r"), "--resume"]) == 0
     assert "resumed" in capsys.readouterr().out
     assert weights(tmp_path / "r") == weights(tmp_path / "whole") and log(tmp_path / "r") == log(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("verb, more", [("ppo", ("--response-length", 6)), ("kto", ()), ("dpo", ("--base", "bf16")),
+                                        ("grpo", ("--max-completion-length", 6, "--num-generations", 3, "--beta", 0.1))])
+def test_with_lora_there_is_one_copy_of_the_weights_which_is_the_reference_to_the_bit(here, tmp_path, monkeypatch, verb, more):
+    """Packed too: the reference is then the packed model, not the one that was read. What is written holds the adapter alone."""
+    monkeypatch.setattr("pyllm.align.policy.frozen_copy", None)  # a second copy is no way out
+    data, arguments = {"kto": ("single.jsonl", SHORT), "dpo": ("pairs.jsonl", SHORT)}.get(
+        verb, ("prompts.jsonl", [*POLICY, "--reward", f"{here / 'rules.py'}:kind"]))
+    assert pyllm_(here, verb, data, tmp_path / "r", *arguments, "--save-every", "1", *LORA, *more) == 0
+    first, later = (lambda lines: (lines[0], lines[-1] if "reward" in lines[-1] else lines[-2]))(log(tmp_path / "r"))
+    name = {"kto": "kl", "dpo": "rewards/margins"}.get(verb, "objective/kl")
+    assert first[name] == 0 and (verb in ("kto", "dpo") or later[name] != 0)
+    assert not (tmp_path / "r/model").exists() and len(weights(tmp_path / "r")) == 4
+    checkpoint = newest(tmp_path / "r/checkpoints")
+    assert (checkpoint / "adapter.safetensors").exists() and not (checkpoint / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "adalora"])
+def test_every_adapter_is_a_policy(here, tmp_path, method):
+    """Also those that change the model at once, whose divergence does not begin at 0."""
+    more = ("--options", "tokens=3") if method in ("prefix", "prompt", "p_tuning") else ()
+    assert pyllm_(here, "ppo", "prompts.jsonl", tmp_path / "r", "--reward", f"{here / 'rules.py'}:kind", "--steps", "1", "--batch", "3",
+                  "--response-length", "4", "--peft", method, *more) == 0
+    assert (tmp_path / "r/adapter/adapter_config.json").exists()
+
+
+@pytest.mark.parametrize("verb, length", [("ppo", "--response-length"), ("grpo", "--max-completion-length")])
+def test_a_classifier_of_another_tokenizer_is_a_reward_and_every_step_can_be_rewarded(here, tmp_path, capsys, verb, length):
+    other = ByteLevelBPE.train(["a good film", "a bad film"], 270)
+    classifier = FAMILIES["gpt2"][0].from_sizes({"vocab_size": other.vocab_size, "layers": 1, "heads": 2, "width": 16, "context": 64})
+    pyllm.save(build(classifier.to_dict() | {"architectures": ["GPT2ForSequenceClassification"], "id2label": {"0": "bad", "1": "good"}}),
+               other, tmp_path / "c")
+    short = ["--steps", "1", "--batch", "3", length, "6"]
+    assert pyllm_(here, verb, "prompts.jsonl", tmp_path / "r", "--reward", f"{tmp_path / 'c'}:good", *short) == 0
+    assert "with a tokenizer of its own" in capsys.readouterr().out
+    short += ["--step", "o", "--stop", "x"]
+    assert pyllm_(here, verb, "prompts.jsonl", tmp_path / "s", "--reward", f"{here / 'rules.py'}:kind", *short) == 0
+    assert pyllm_(here, verb, "prompts.jsonl", tmp_path / "t", "--reward", f"{tmp_path / 'c'}:good", *short) == 3
+    assert "reads whole texts" in capsys.readouterr().err
+
+
+def test_an_adapter_that_is_a_reward_keeps_its_head_and_its_scale(here, tmp_path):
+    """Merged, or opened where it is: the scores are those of the run, gain and bias included."""
+    run = tmp_path / "reward"
+    assert pyllm_(here, "reward", "pairs.jsonl", run, *SHORT[:6], *LORA) == 0
+    model, tokenizer = pyllm.load(here / "model")
+    reward = open_reward(str(run), tokenizer)
+    drawn = rollout(model, [[5, 6], [7, 8, 9]], max_tokens=4)
+    assert reward.gain != 1 and reward.bias != 0
+    assert main(["merge", "--model", str(here / "model"), "--adapter", str(run), "--out", str(tmp_path / "merged")]) == 0
+    merged = RewardModel(pyllm.load(tmp_path / "merged")[0])
+    assert (merged.gain, merged.bias) == (reward.gain, reward.bias) and np.allclose(merged(drawn), reward(drawn), rtol=1e-4, atol=1e-4)
+    assert pyllm_(here, "ppo", "prompts.jsonl", tmp_path / "p", "--reward", run, *POLICY, "--response-length", 6) == 0
 
 
 def test_ppo_against_a_learned_reward(here, tmp_path):
@@ -145,6 +207,8 @@ def test_errors_before_compute(here, tmp_path, capsys):
             ("ppo", "prompts.jsonl", ("--reward", f"{here / 'rules.py'}:NUMBER"), "has no function NUMBER"),
             ("ppo", "prompts.jsonl", ("--reward", f"{here / 'rules.py'}:kind", "--response-length", 46), "0 prompts are left"),
             ("grpo", "prompts.jsonl", ("--reward", f"{here / 'model'}"), "a classifier of 2 labels"),
+            ("ppo", "prompts.jsonl", ("--reward", f"{here / 'rules.py'}:kind", "--stop", "qqq"), "expected one"),
+            ("ppo", "prompts.jsonl", ("--reward", f"{here / 'rules.py'}:kind", "--peft", "adalora"), "adalora hands out ranks"),
             ("dpo", "pairs.jsonl", ("--loss", "hinge", "--label-smoothing", 0.1), "label_smoothing=0.1"),
     ):
         assert pyllm_(here, verb, data, tmp_path / "r", *more) == 3, (verb, more)
