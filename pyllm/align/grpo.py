@@ -71,7 +71,8 @@ class GRPOConfig:
 def grpo(policy, reference, prompts, reward, optimizer, config=GRPOConfig(), *, stop=(), start=0, vocabulary=None):
     """Trains `policy` in place, an iteration for each turn of the caller's loop -> iterator of Iteration.
 
-    policy: a CausalLM. reference: what it is kept near to, None where beta is 0. The other arguments and the errors are those of `ppo`.
+    policy: a CausalLM. reference: what it is kept near to, None where beta is 0. Rewards of steps are added up. The other arguments and
+    the errors are those of `ppo`.
     """
     if reference is not None:
         check_reference("grpo", policy, reference)

@@ -48,6 +48,8 @@ def dpo(config, out, resume=False, until=None):
     else:
         objective = partial(objectives.dpo, loss=t.loss, label_smoothing=t.label_smoothing, **options)
         preferences.remember(rows, model, t)
+        if not checkpoint:
+            preferences.starts_at_reference(model, objective, preferences.together(rows["train"][: t.batch], model), t)
     return preferences.learn("dpo", config, out, model, tokenizer, rows, without_dropout(objective), checkpoint,
                              train=preferences.batches(rows["train"], model, t),
                              sample=preferences.answers(model, tokenizer, rows["valid"], t.sample_tokens), until=until)

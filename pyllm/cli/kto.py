@@ -90,12 +90,17 @@ def kto(config, out, resume=False, until=None):
     objective = without_dropout(partial(objectives.kto, beta=t.beta, desirable_weight=t.desirable_weight,
                                         undesirable_weight=t.undesirable_weight))
 
+    if not checkpoint:
+        first, = with_kl([preferences.together(rows["train"][: t.batch], model)], model, reference)
+        preferences.starts_at_reference(model, objective, first, t)
+
     def evaluate():
         valid = preferences.batches(rows["valid"], model, t, False)
         with precision(t.precision):
             found = training.evaluate(model, objective, with_kl(list(islice(valid.once(), t.eval_batches or None)), model, reference))
         values = {"valid_loss": found.loss, **{f"valid_{name}": value for name, value in found.metrics.items()}}
-        values["valid_rewards/margins"] = values.get("valid_rewards/chosen", 0.0) - values.get("valid_rewards/rejected", 0.0)
+        if {"rewards/chosen", "rewards/rejected"} <= found.metrics.keys():
+            values["valid_rewards/margins"] = values["valid_rewards/chosen"] - values["valid_rewards/rejected"]
         return found.loss, values, runs.described(values).removeprefix("validation ")
 
     return preferences.learn("kto", config, out, model, tokenizer, rows, objective, checkpoint, evaluate=evaluate,

@@ -93,6 +93,20 @@ def remember(rows, model, t):
             bar.update(len(some))
 
 
+def starts_at_reference(model, objective, batch, t):
+    """InvariantError unless the rewards of a batch are 0, as they are before the first update: the policy is its reference."""
+    from pyllm import peft
+    from pyllm.align.invariants import TOLERANCE, require
+    from pyllm.autograd import precision
+    from pyllm.training import evaluate
+
+    if all(a.method.EXACT for a in peft.adapters(model)):
+        with precision(t.precision):
+            found = evaluate(model, objective, [batch]).metrics
+        apart = max(abs(found.get(f"rewards/{name}", 0.0)) for name in ("chosen", "rejected"))
+        require(apart <= TOLERANCE, "rewards are 0 before the first update", f"they are up to {apart:.3g}")
+
+
 def learn(verb, config, out, model, tokenizer, rows, objective, checkpoint, *, train, evaluate=None, sample=None, until=None):
     """Runs the training -> exit code. train: endless Batches. evaluate: as pyllm.cli.run has it; None: the objective on rows["valid"]."""
     from pyllm import peft, training

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 import pyllm
-from pyllm.align import RewardModel, rollout
+from pyllm.align import InvariantError, RewardModel, rollout
 from pyllm.cli import dpo as dpo_verb
-from pyllm.cli import main
+from pyllm.cli import main, preferences
 from pyllm.cli import run as runs
 from pyllm.cli.adapters import METHODS
 from pyllm.cli.policies import open_reward
+from pyllm.data.render import rows_of
 from pyllm.folders import build
 from pyllm.io import safetensors
 from pyllm.models import FAMILIES
@@ -91,6 +92,21 @@ def test_the_reference_is_remembered_in_the_precision_of_the_training(here, tmp_
     assert first["rewards/margins"] == 0 and first["rewards/chosen"] == 0 and first["logps/chosen"] < 0
 
 
+@pytest.mark.parametrize("verb, data", [("dpo", "pairs.jsonl"), ("kto", "single.jsonl")])
+def test_a_reference_that_is_not_where_the_policy_starts_stops_the_run(here, tmp_path, monkeypatch, verb, data):
+    """Another model's log-probabilities, or another precision's, would be learned from without a sign of it."""
+    true = preferences.remember
+
+    def wrong(rows, model, t):
+        true(rows, model, t)
+        for row in rows_of(rows["train"]):
+            row.extra["ref_logp"] += 0.01
+
+    monkeypatch.setattr(preferences, "remember", wrong)
+    with pytest.raises(InvariantError, match="rewards are 0 before the first update: they are up to 0.001"):
+        pyllm_(here, verb, data, tmp_path / "r", *SHORT)
+
+
 @pytest.mark.parametrize("verb, data, more", [("reward", "pairs.jsonl", ()), ("dpo", "pairs.jsonl", ()), ("kto", "single.jsonl", ()),
                                               *((verb, f"{data}.jsonl", ("--peft", "lora", "--rank", 2)) for verb, data in (
                                                   ("reward", "pairs"), ("dpo", "pairs"), ("kto", "single")))])
@@ -108,7 +124,7 @@ def test_a_run_that_stops_goes_on_with_the_same_bits(here, tmp_path, verb, data,
 
 
 def test_kto_learns(here, tmp_path):
-    assert pyllm_(here, "kto", "single.jsonl", tmp_path / "r", *SHORT[:4], "--epochs", "8") == 0
+    assert pyllm_(here, "kto", "single.jsonl", tmp_path / "r", *SHORT[:4], "--epochs", "8", "--fraction", "0.75") == 0
     found = [line for line in log(tmp_path / "r") if "valid_loss" in line]
     assert found[-1]["valid_loss"] < found[0]["valid_loss"] and found[-1]["valid_rewards/margins"] > 0
     assert found[-1]["valid_rewards/chosen"] > found[-1]["valid_rewards/rejected"]
