@@ -276,6 +276,7 @@ def chart(out, verb):
         points = [(line["step"], line[name]) for line in lines for name in names if name in line]
         ax.plot(*zip(*points))
         ax.set(ylabel=label)
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
     axes[1, 0].set(xlabel="iteration")
     axes[1, 1].set(xlabel="iteration")

@@ -139,20 +139,26 @@ def described(found):
 
 
 def chart(out):
-    """Writes loss.png from metrics.jsonl, where matplotlib is installed: losses on the left, other scores on the right."""
+    """Writes loss.png from metrics.jsonl, where matplotlib is installed: losses on the left, other scores, if there are any, on the right.
+
+    Log-probabilities of whole answers, which are tens or hundreds of nats, would press all else into a line.
+    """
     from pyllm.training import read_log
 
     if (pyplot := plot.pyplot("loss.png")) is None:
         return
     lines = read_log(out / "metrics.jsonl")
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    right = sorted({name for line in lines for name in line if name.startswith("valid_")} - {"valid_loss"})
-    other = axes.twinx() if right else None
-    for name, label, where in (("loss", "training", axes), ("valid_loss", "validation", axes), *((n, n[6:], other) for n in right)):
-        points = [(line["step"], line[name]) for line in lines if name in line]
-        where.plot(*zip(*points), label=label, linewidth=1 if name == "loss" else 2, linestyle="-" if where is axes else "--")
-    axes.set(xlabel="step", ylabel="loss, nats a target", title=out.name)
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside upper right", ncols=2 + len(right))
+    scores = sorted({name for line in lines for name in line if name.startswith("valid_") and "logps/" not in name} - {"valid_loss"})
+    panels = [("loss, nats a target", {"loss": "training", "valid_loss": "validation"})]
+    panels += [("validation", {name: name.removeprefix("valid_") for name in scores})] * bool(scores)
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(3 + 4 * len(panels), 4.5), layout="constrained", squeeze=False)
+    for ax, (label, names) in zip(axes[0], panels):
+        for name, words in names.items():
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            ax.plot(*zip(*points), label=words, linewidth=1 if name == "loss" else 2)
+        ax.set(xlabel="step", ylabel=label)
+        ax.grid(alpha=0.3)
+        ax.legend()
+    figure.suptitle(out.name)
     figure.savefig(out / "loss.png", dpi=120)
     pyplot.close(figure)
