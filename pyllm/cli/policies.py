@@ -82,7 +82,8 @@ def run(verb, args, config, about):
 
 
 def open_reward(path, tokenizer, step=""):
-    """-> the reward that `path` names, a function of a Rollout: a RewardModel, or a rule; with `step` at the end of each step."""
+    """-> (the reward that `path` names, a function of a Rollout: a RewardModel, or a rule, with `step` at the end of each step; how many
+    tokens it reads at most, None = any number)."""
     from pyllm.align import RewardModel, rule, step_ends
     from pyllm.cli.merge import adapted
     from pyllm.cli.sft import architecture, open_model
@@ -98,7 +99,7 @@ def open_reward(path, tokenizer, step=""):
         found = runpy.run_path(file)
         if not callable(found.get(name)):
             raise ConfigError(f"model.reward={path!r}: {file} has no function {name}")
-        return rule(found[name], tokenizer, step)
+        return rule(found[name], tokenizer, step), None
     path, label = (file, name) if colon and not Path(path).exists() else (path, None)
     adapter = Path(path, "adapter", "adapter_config.json")
     model, other = open_model(read_json(adapter)["base_model_name_or_path"] if adapter.is_file() else path)
@@ -111,7 +112,8 @@ def open_reward(path, tokenizer, step=""):
     reward = RewardModel(model, label, None if same else (tokenizer, other))
     if step and not same:
         raise ConfigError(f"model.step={step!r}: {path} reads whole texts; expected a decoder with the policy's tokenizer")
-    return (lambda drawn: reward.at(drawn, step_ends(drawn, tokenizer, step))) if step else reward
+    each = (lambda drawn: reward.at(drawn, step_ends(drawn, tokenizer, step))) if step else reward
+    return each, model.config.size("context") if same else None
 
 
 def read_prompts(d, tokenizer, room):
@@ -170,8 +172,9 @@ def learn(verb, config, c, out, resume=False):
     stop = tokenizer.encode(config.data.stop, template=False)
     if len(stop) > 1:
         raise ConfigError(f"data.stop={config.data.stop!r}: these are {len(stop)} tokens of the model; expected one")
-    reward = open_reward(config.model.reward, tokenizer, config.model.step)
-    prompts = read_prompts(config.data, tokenizer, model.config.size("context") - response)
+    reward, readable = open_reward(config.model.reward, tokenizer, config.model.step)
+    context = model.config.size("context")
+    prompts = read_prompts(config.data, tokenizer, min(context, readable or context) - response)
     held, prompts = prompts[: min(HELD, len(prompts) // 2)], prompts[min(HELD, len(prompts) // 2) :]
     out.mkdir(parents=True, exist_ok=True)
     write_toml(out / "config.resolved.toml", config.table())

@@ -40,6 +40,7 @@ def here(tmp_path_factory):
         pyllm.save(build(FAMILIES["gpt2"][0].from_sizes({**sizes, "context": context}).to_dict(), seed=0), tokenizer, root / name)
     classifier = FAMILIES["gpt2"][0].from_sizes({**sizes, "context": 48}).to_dict() | {"architectures": ["GPT2ForSequenceClassification"]}
     pyllm.save(build(classifier, seed=0), tokenizer, root / "scorer")
+    pyllm.save(build({**classifier, "num_labels": 1}, seed=0), tokenizer, root / "short")
     prompts = [f"film {i} is" for i in range(24)]
     write = lambda name, records: (root / name).write_text("".join(json.dumps(r) + "\n" for r in records))  # noqa: E731
     write("pairs.jsonl", [{"prompt": p, "chosen": " " + pick(KIND), "rejected": " " + pick(UNKIND)} for p in prompts] +
@@ -196,9 +197,9 @@ def test_an_adapter_that_is_a_reward_keeps_its_head_and_its_scale(here, tmp_path
     run = tmp_path / "reward"
     assert pyllm_(here, "reward", "pairs.jsonl", run, *SHORT[:6], *LORA) == 0
     model, tokenizer = pyllm.load(here / "model")
-    reward = open_reward(str(run), tokenizer)
+    reward, readable = open_reward(str(run), tokenizer)
     drawn = rollout(model, [[5, 6], [7, 8, 9]], max_tokens=4)
-    assert reward.gain != 1 and reward.bias != 0
+    assert reward.gain != 1 and reward.bias != 0 and readable == 48
     assert main(["merge", "--model", str(here / "model"), "--adapter", str(run), "--out", str(tmp_path / "merged")]) == 0
     merged = RewardModel(pyllm.load(tmp_path / "merged")[0])
     assert (merged.gain, merged.bias) == (reward.gain, reward.bias) and np.allclose(merged(drawn), reward(drawn), rtol=1e-4, atol=1e-4)
@@ -222,6 +223,7 @@ def test_errors_before_compute(here, tmp_path, capsys):
             ("ppo", "prompts.jsonl", ("--model", here / "scorer", "--reward", "x.py:y"), "is a SequenceClassifier; expected a language"),
             ("ppo", "prompts.jsonl", ("--reward", f"{here / 'rules.py'}:NUMBER"), "has no function NUMBER"),
             ("ppo", "prompts.jsonl", ("--reward", f"{here / 'rules.py'}:kind", "--response-length", 46), "0 prompts are left"),
+            ("ppo", "prompts.jsonl", ("--model", here / "talker", "--reward", here / "short", "--response-length", 46), "0 prompts are"),
             ("grpo", "prompts.jsonl", ("--reward", f"{here / 'model'}"), "a classifier of 2 labels"),
             ("ppo", "prompts.jsonl", ("--reward", f"{here / 'rules.py'}:kind", "--stop", "qqq"), "expected one"),
             ("ppo", "prompts.jsonl", ("--reward", f"{here / 'rules.py'}:kind", "--peft", "adalora"), "adalora hands out ranks"),
