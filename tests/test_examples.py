@@ -83,7 +83,7 @@ def peft_compare(folder):
 
 CASES = {text_generation: r"validation: [\d.]+ nats a character", translation: r"BLEU [\d.]+ .*nrefs:1", summarisation: r"rouge1 [\d.]+ \(",
          question_answering: r"the model: exact match [\d.]+ .*F1", sentiment: r"accuracy [\d.]+ \(.* on the test",
-         rlhf_sentiment: r"\| ppo \| 1 \| [\d.]+ ", constitution: r"\| aligned \| [\d.]+ ",
+         rlhf_sentiment: r"\| PPO \| [\d.]+ \(", constitution: r"\| aligned \| [\d.]+ ",
          peft_compare: r"\| adalora \| [\d.]+ \+- 0.000 \| 1 \| [\d.]+ \|"}
 ADAPTED = {constitution: "out/adapter/adapter_model.safetensors", rlhf_sentiment: "out/model/model.safetensors", peft_compare: None}
 
