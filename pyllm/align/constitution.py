@@ -5,11 +5,13 @@
     CritiqueRevisionFewShotPrompts.json  [conversation with critique and revision]
     RLMadisonFewShotPrompts.json         [{"prompt", "corrects", "incorrects"}]
     {"constitutions": [{"critic", "revision"}], "system_chat": [[message]]}                                        Hugging Face's
-    {"principles": [{"name", "critique", "revision", "comparison", "checker"}]}                                    ours
+    {"principles": [{"name", "critique", "revision", "comparison", "checker", "weight"}], "system_chat": [..]}     ours
 """
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+
+import numpy as np
 
 from pyllm.errors import ConfigError, FormatError, suggest
 from pyllm.io.files import read_json
@@ -43,13 +45,17 @@ class Checker:
 
 @dataclass(frozen=True)
 class Principle:
-    """critique, revision, comparison: the requests, without the marks around them that the published files have; "" for none."""
+    """critique, revision, comparison: the requests, without the marks around them that the published files have; "" for none.
+
+    weight: how often it is drawn, beside the others.
+    """
 
     name: str
     critique: str = ""
     revision: str = ""
     comparison: str = ""
     checker: Checker | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,12 @@ class Constitution:
     def comparing(self):
         """-> the principles that compare two responses."""
         return [p for p in self.principles if p.comparison or p.checker]
+
+    @staticmethod
+    def draw(principles, count, seed):
+        """-> `count` of the principles, by their weights."""
+        weights = np.array([p.weight for p in principles])
+        return [principles[i] for i in np.random.default_rng(seed).choice(len(principles), count, p=weights / weights.sum())]
 
     def violations(self, text):
         """-> names of the principles whose checker the text breaks."""
@@ -99,10 +111,10 @@ def read_constitution(path):
 
 def _parts(values, file):
     """-> principles, conversations of revisions, comparisons that a file holds."""
+    shots = [[(m["role"], m["content"]) for m in shot] for shot in values.get("system_chat", [])] if isinstance(values, dict) else []
     if isinstance(values, dict) and "principles" in values:
-        return [_own(p, f"{file}: principle {i}") for i, p in enumerate(values["principles"])], [], []
+        return [_own(p, f"{file}: principle {i}") for i, p in enumerate(values["principles"])], shots, []
     if isinstance(values, dict) and "constitutions" in values:
-        shots = [[(m["role"], m["content"]) for m in shot] for shot in values.get("system_chat", [])]
         return [Principle(f"{file.stem}{i}", p["critic"].strip(), p["revision"].strip())
                 for i, p in enumerate(values["constitutions"])], shots, []
     if isinstance(values, dict):
@@ -119,7 +131,7 @@ def _parts(values, file):
 
 
 def _own(values, where):
-    known = ("name", "critique", "revision", "comparison", "checker")
+    known = tuple(f.name for f in fields(Principle))
     for key in values:
         if key not in known:
             raise FormatError(f"{where}: {key!r} is not a key of a principle.{suggest(key, known)} Keys: {', '.join(known)}")
@@ -130,6 +142,8 @@ def _own(values, where):
         raise FormatError(f"{where}: {error}") from None
     if bool(found.critique) != bool(found.revision) or not (found.critique or found.comparison or found.checker):
         raise FormatError(f"{where}: expected critique and revision together, or a comparison, or a checker")
+    if not (isinstance(found.weight, (int, float)) and found.weight > 0):
+        raise FormatError(f"{where}: weight {found.weight!r}; expected a number above 0")
     return found
 
 

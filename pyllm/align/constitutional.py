@@ -3,14 +3,21 @@
 Stage 1, `revise`: answers, each criticised and rewritten several times; the last ones are for supervised fine-tuning.
 Stage 2, `compare`: two answers and the model's own probability that one is the better; these are preferences for DPO or a reward model.
 Both are iterators of records that hold everything that was said, for a file that a person can read.
+
+What small models need beyond the paper, each a switch of its own: `tries` draws of a revision, since most of them break what they were
+asked for; `sound`, since many speak of the response instead of being one; checkers that decide a comparison before the model does, since
+its own choice is mostly one of the place.
 """
+from os.path import commonprefix
+
 import numpy as np
 
+from pyllm.align.constitution import evasive, helpful
 from pyllm.align.policy import log_probs
 from pyllm.align.rollout import assemble
 from pyllm.autograd import Rng
 from pyllm.errors import ConfigError
-from pyllm.generation import generate
+from pyllm.generation import Session, generate
 
 STOPS = ("\n\nHuman:", "\n\nCritiqueRequest:", "\n\nRevisionRequest:", "\n\nCritique:", "\n\nAssistant:")
 CLAMP = (0.4, 0.6)  # probabilities after a chain of thought, which are too sure of themselves: Bai et al. 2022, section 4.1
@@ -31,20 +38,31 @@ def answers(model, tokenizer, conversations, seed, rows=16, **options):
     if (longest := max(map(len, ids))) > room:
         raise ValueError(f"constitution: a conversation of {longest} tokens and an answer of {options.get('max_tokens', 100)} are more "
                          f"than the context of {model.config.size('context')}. Hint: fewer examples (shots), shorter answers")
+    session = None
+    if len(ids) > 1 and (shared := commonprefix(ids)):  # examples that stand before every prompt are read once
+        generate(model, tokenizer, shared, max_tokens=0, session=(session := Session(model)))
     for begin in range(0, len(ids), rows):
         keys = Rng(seed).fold("answers", begin).key % 2**31
-        found += [g.text.strip() for g in generate(model, tokenizer, ids[begin : begin + rows], seed=keys, stop=STOPS, **options)]
+        found += [g.text.strip() for g in generate(model, tokenizer, ids[begin : begin + rows], seed=keys, stop=STOPS, session=session,
+                                                   **options)]
     return found
 
 
-def revise(model, tokenizer, constitution, prompts, *, rounds=2, shots=0, seed=0, rows=16, start=0, **options):
+def sound(constitution, prompt, text):
+    """-> whether a revision is one to learn from: it breaks no checked principle, does not evade, and takes up a word of the prompt."""
+    return bool(text) and not constitution.violations(text) and not evasive(text) and helpful(prompt, text) > 0
+
+
+def revise(model, tokenizer, constitution, prompts, *, rounds=2, shots=0, tries=1, critique_tokens=None, seed=0, rows=16, start=0,
+           **options):
     """Answers, and `rounds` times a critique and a revision each by a principle drawn at random -> iterator of records, one a prompt:
 
-        {"prompt", "response", "rounds": [{"principle", "critique", "revision", "violations"}], "violations"}
+        {"prompt", "response", "rounds": [{"principle", "critique", "revision", "violations", "sound", "drafts"}], "violations"}
 
-    violations: names of the checked principles that a text breaks. shots: how many of the constitution's examples stand before. start: the
-    prompt to go on from, a multiple of `rows`. An empty revision keeps the text as it was. ConfigError for a constitution
-    that asks for no revisions.
+    violations: names of the checked principles that a text breaks. shots: how many of the constitution's examples stand before. tries: a
+    revision that is not `sound` is drawn again, so many times in all; the last one stays, drafts are those before it. critique_tokens: of a
+    critique at most, None = max_tokens, 0 = no critique (Bai et al. 2022, section 3.5). start: the prompt to go on from, a multiple of
+    `rows`. An empty revision keeps the text as it was. ConfigError for a constitution that asks for no revisions.
     """
     principles = constitution.revising
     if not principles:
@@ -52,52 +70,70 @@ def revise(model, tokenizer, constitution, prompts, *, rounds=2, shots=0, seed=0
     before = [turn for shot in constitution.revision_shots[:shots] for turn in shot]
     for begin in range(start, len(prompts), rows):
         some = prompts[begin : begin + rows]
-        draw = np.random.default_rng([seed, begin])
 
-        def ask(talks, place, begin=begin):
-            return answers(model, tokenizer, talks, Rng(seed).fold("revise", begin, place).key, rows, **options)
+        def ask(talks, *place, begin=begin, **more):
+            return answers(model, tokenizer, talks, Rng(seed).fold("revise", begin, *place).key, rows, **{**options, **more})
 
-        talks = [[("user", prompt)] for prompt in some]
-        texts = ask(talks, 0)
+        texts = ask([[("user", prompt)] for prompt in some], 0)
         records = [{"prompt": prompt, "response": text, "violations": constitution.violations(text), "rounds": []}
                    for prompt, text in zip(some, texts)]
         for turn in range(rounds):
-            chosen = [principles[i] for i in draw.integers(0, len(principles), len(some))]
-            talks = [[*before, ("user", prompt), ("assistant", text or "..."), ("user", p.critique)]
-                     for prompt, text, p in zip(some, texts, chosen)]
-            critiques = ask(talks, 2 * turn + 1)
-            talks = [[*talk, ("assistant", critique or "..."), ("user", p.revision)] for talk, critique, p in zip(talks, critiques, chosen)]
-            texts = [new or old for new, old in zip(ask(talks, 2 * turn + 2), texts)]
-            for record, p, critique, text in zip(records, chosen, critiques, texts):
-                record["rounds"].append({"principle": p.name, "critique": critique, "revision": text,
-                                         "violations": constitution.violations(text)})
+            chosen = constitution.draw(principles, len(some), [seed, begin, 0, turn])
+            talks = [[*before, ("user", prompt), ("assistant", text or "...")] for prompt, text in zip(some, texts)]
+            critiques = [""] * len(some)
+            if critique_tokens != 0:
+                talks = [[*talk, ("user", p.critique)] for talk, p in zip(talks, chosen)]
+                critiques = ask(talks, 2 * turn + 1, **({"max_tokens": critique_tokens} if critique_tokens else {}))
+                talks = [[*talk, ("assistant", critique or "...")] for talk, critique in zip(talks, critiques)]
+            talks = [[*talk, ("user", p.revision)] for talk, p in zip(talks, chosen)]
+            left, drafts = range(len(some)), [[] for _ in some]
+            for again in range(tries):
+                for i, text in zip(left, ask([talks[i] for i in left], 2 * turn + 2, again)):
+                    drafts[i].append(text or texts[i])
+                if not (left := [i for i in left if not sound(constitution, some[i], drafts[i][-1])]):
+                    break
+            texts = [draft.pop() for draft in drafts]
+            for i, (record, p, text) in enumerate(zip(records, chosen, texts)):
+                record["rounds"].append({"principle": p.name, "critique": critiques[i], "revision": text, "drafts": drafts[i],
+                                         "violations": constitution.violations(text), "sound": i not in left})
         yield from records
 
 
-def compare(model, tokenizer, constitution, prompts, *, judge=None, shots=0, think=False, seed=0, rows=16, start=0, **options):
+def revisions(records, unsound=False):
+    """Records of `revise` -> examples {"prompt", "completion"} of their last revisions.
+
+    Left out are those that are not `sound` (unsound=True keeps them: the paper's way, for models that revise well) and empty ones.
+    """
+    return [{"prompt": r["prompt"], "completion": last["revision"]} for r in records
+            if (last := r["rounds"][-1])["revision"] and (unsound or last["sound"])]
+
+
+def compare(model, tokenizer, constitution, prompts, *, judge=None, shots=0, think=False, checkers=True, seed=0, rows=16, start=0,
+            **options):
     """Two answers a prompt, compared by a principle drawn at random -> iterator of records, one a prompt:
 
         {"prompt", "principle", "a", "b", "probability", "first", "second", "agree", "thoughts", "violations": [of a, of b]}
 
-    probability: that a is better: by the principle's checker where it has one and the answers differ in it, else the mean of `first`, said
-    with a in place (A), and `second`, with a in place (B): so that a preference for a place cancels out. agree: whether both say the same.
-    judge: the model that compares, None for `model`. think: a chain of thought comes first, and probabilities are held within CLAMP.
+    probability: that a is better: 1 or 0 where it breaks fewer or more checked principles than b (checkers=False: nobody looks), else by
+    the principle the mean of `first`, said with a in place (A), and `second`, with a in place (B): so that a preference for a place cancels
+    out. agree: whether both say the same. judge: the model that compares, None for `model`. think: a chain of thought comes first, and
+    probabilities are held within CLAMP.
     """
     principles, judge = constitution.comparing, judge or model
     if not principles:
         raise ConfigError("compare: the constitution has no principle with a comparison or a checker")
     for begin in range(start, len(prompts), rows):
         some = prompts[begin : begin + rows]
-        draw = np.random.default_rng([seed, begin, 1])
         pairs = [answers(model, tokenizer, [[("user", p)] for p in some], Rng(seed).fold("compare", begin, side).key, rows, **options)
                  for side in (0, 1)]
-        chosen = [principles[i] for i in draw.integers(0, len(principles), len(some))]
+        chosen = constitution.draw(principles, len(some), [seed, begin, 1])
         records = []
         for prompt, a, b, p in zip(some, *pairs, chosen):
             violations = [constitution.violations(a), constitution.violations(b)]
             records.append({"prompt": prompt, "principle": p.name, "a": a, "b": b, "probability": 0.5, "violations": violations})
-            if p.checker and p.checker.broken(a) != p.checker.broken(b):
-                records[-1]["probability"] = float(p.checker.broken(b))
+            of_a, of_b = map(len, violations)
+            if checkers and of_a != of_b:
+                records[-1]["probability"] = float(of_a < of_b)
             elif p.comparison and a != b:
                 ordered = [(prompt, a, b), (prompt, b, a)]
                 thoughts = ["", ""]

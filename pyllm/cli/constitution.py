@@ -30,6 +30,10 @@ class Principles:
     path: str = key("", "the constitution: a .json file, or a folder of them", flags=("constitution",))
     rounds: int = key(2, "critiques and revisions of an answer", 1)
     shots: int = key(0, "of the constitution's examples that stand before a request", 0)
+    tries: int = key(4, "times that a revision is drawn, until it is sound: breaks no rule, does not evade, takes up a word of the prompt", 1)
+    critique_tokens: int = key(0, "of a critique; 0 = as max_tokens", 0)
+    unsound: bool = key(False, "learn from revisions that are not sound too, as the paper does")
+    checkers: bool = key(True, "rules decide a comparison before the model does")
     think: bool = key(False, "a chain of thought before each comparison")
     max_tokens: int = key(64, "of an answer, a critique, a revision", 1)
     temperature: float = key(1.0, "of what is drawn", 0.0)
@@ -88,7 +92,7 @@ def run(args):
 def constitution(config, out, resume=False):
     """Runs a Config of SECTIONS in the folder `out` -> exit code. Every stage goes on where its files end."""
     from pyllm.align.constitution import read_constitution
-    from pyllm.align.constitutional import compare, preferences, revise
+    from pyllm.align.constitutional import compare, preferences, revise, revisions
     from pyllm.cli.sft import open_model
     from pyllm.errors import ConfigError
     from pyllm.io.files import write_json, write_toml
@@ -104,12 +108,14 @@ def constitution(config, out, resume=False):
     print(f"principles {len(principles.revising)} to revise by, {len(principles.comparing)} to compare by, "
           f"{sum(p.checker is not None for p in principles.principles)} with a checker\nprompts    {len(prompts)} to learn from, "
           f"{len(held)} held out", flush=True)
+    asks = {"rounds": c.rounds, "tries": c.tries, "critique_tokens": c.critique_tokens or None}
     drawn = {"max_tokens": c.max_tokens, "temperature": c.temperature, "top_p": c.top_p, "seed": c.seed, "rows": c.rows, "shots": c.shots}
 
-    revisions = kept(out / "revisions.jsonl", c.rows, len(prompts), "revise",
-                     lambda start: revise(model, tokenizer, principles, prompts, rounds=c.rounds, start=start, **drawn))
-    examples = [{"prompt": chat(tokenizer, r["prompt"]), "completion": said(tokenizer, r["rounds"][-1]["revision"])} for r in revisions
-                if r["rounds"][-1]["revision"]]
+    records = kept(out / "revisions.jsonl", c.rows, len(prompts), "revise",
+                     lambda start: revise(model, tokenizer, principles, prompts, start=start, **asks, **drawn))
+    examples = [{"prompt": chat(tokenizer, e["prompt"]), "completion": said(tokenizer, e["completion"])}
+                for e in revisions(records, c.unsound)]
+    print(f"revisions  {len(examples)} of {len(records)} to learn from", flush=True)
     if code := trained("sft", config.model.path, out / "revised", out / "revisions.sft.jsonl", examples, config.revised, c.seed):
         return code
 
@@ -118,7 +124,7 @@ def constitution(config, out, resume=False):
     if config.aligned.epochs:
         learned, _ = open_model(out / "revised")
         comparisons = kept(out / "comparisons.jsonl", c.rows, len(prompts), "compare", lambda start: compare(
-            learned, tokenizer, principles, prompts, judge=model, think=c.think, start=start, **drawn))
+            learned, tokenizer, principles, prompts, judge=model, think=c.think, checkers=c.checkers, start=start, **drawn))
         pairs = [{"prompt": chat(tokenizer, p["prompt"]), **{k: said(tokenizer, p[k]) for k in ("chosen", "rejected")}}
                  for p in preferences(comparisons)]
         if code := trained("dpo", out / "revised", out / "aligned", out / "comparisons.dpo.jsonl", pairs, config.aligned, c.seed):

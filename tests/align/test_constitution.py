@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from pyllm.align.constitution import Checker, Constitution, Principle, conversation, evasive, helpful, read_constitution
-from pyllm.align.constitutional import agreement_rate, asked, compare, preferences, probabilities, question, revise
+from pyllm.align.constitutional import (agreement_rate, answers, asked, compare, preferences, probabilities, question, revise, revisions,
+                                        sound)
 from pyllm.errors import ConfigError, FormatError
 from pyllm.folders import build
 from pyllm.models import FAMILIES
@@ -68,6 +69,7 @@ def test_bad_constitutions_are_refused(tmp_path):
     for value, words in (({"principles": []}, "without principles"), ([], "not a constitution"),
                          ({"principles": [{"name": "x", "critic": "y"}]}, "'critic' is not a key of a principle. Did you mean 'critique'"),
                          ({"principles": [{"name": "x", "critique": "y"}]}, "critique and revision together"),
+                         ({"principles": [{**OWN["principles"][0], "weight": 0}]}, "weight 0; expected a number above 0"),
                          ({"principles": [{"name": "x", "checker": {"forbid": "("}}]}, "no regular expression"),
                          ({"principles": [OWN["principles"][0]] * 2}, "stands twice"), ({"a": {"prompt": []}}, "not a constitution")):
         with pytest.raises(FormatError, match=re.escape(words)):
@@ -101,6 +103,50 @@ def test_revisions_are_kept_word_by_word_and_drawn_alike(small, tmp_path):
         list(revise(*small, own, ["long " * 600], max_tokens=8))
 
 
+def test_a_revision_that_breaks_a_rule_is_drawn_again_and_not_learned_from(small, tmp_path):
+    rule = Constitution((Principle("no q", "Is there a q?", "Write it without q.", checker=Checker(forbid="[qdo]")),))
+    prompts = [str(i) for i in range(12)]
+    options = dict(rounds=1, seed=3, max_tokens=40, rows=4)
+    once, several = (list(revise(*small, rule, prompts, tries=n, **options)) for n in (1, 3))
+    for one, more in zip(once, several):
+        first, last = one["rounds"][0], more["rounds"][0]
+        drawn = [*last["drafts"], last["revision"]]
+        assert not first["drafts"] and drawn[0] == first["revision"] and first["sound"] == sound(rule, one["prompt"], first["revision"])
+        assert not any(sound(rule, one["prompt"], text) for text in last["drafts"])
+        assert last["sound"] == sound(rule, one["prompt"], last["revision"]) and last["sound"] != (len(drawn) == 3 and not last["sound"])
+    assert sum(r["rounds"][0]["sound"] for r in once) < sum(r["rounds"][0]["sound"] for r in several)
+    learned = revisions(several)
+    assert learned == [{"prompt": r["prompt"], "completion": r["rounds"][0]["revision"]} for r in several if r["rounds"][0]["sound"]]
+    assert 0 < len(learned) < len(revisions(several, unsound=True)) <= 12
+    assert not sound(rule, "How do I bake bread?", "I cannot do that, sorry to say") and not sound(rule, "bake bread", "We bake it quickly")
+    assert sound(rule, "bake bread", "We bake it") and not sound(rule, "bake bread", "This is too long")
+
+
+def test_without_critiques_and_with_shorter_ones(small):
+    rule = Constitution((Principle("any", "Look.", "Again."),))
+    none, short = (list(revise(*small, rule, ["a", "b"], rounds=1, seed=1, max_tokens=9, critique_tokens=n)) for n in (0, 2))
+    assert [r["response"] for r in none] == [r["response"] for r in short] and not any(r["rounds"][0]["critique"] for r in none)
+    assert all(0 < len(small[1].encode(r["rounds"][0]["critique"])) <= 2 for r in short)
+
+
+def test_examples_that_are_read_once_change_no_word(small, monkeypatch):
+    """Prompts that begin alike share the keys and values of that: the answers are those of each prompt read alone."""
+    from pyllm.align import constitutional
+
+    talks = [[("user", "what is it? " * 9), ("assistant", "it"), ("user", word)] for word in ("one", "two", "it is so")]
+    shared = answers(*small, talks, 5, max_tokens=9)
+    monkeypatch.setattr(constitutional, "commonprefix", lambda ids: [])
+    assert shared == answers(*small, talks, 5, max_tokens=9) and any(shared)
+
+
+def test_principles_are_drawn_by_their_weights(tmp_path):
+    heavy = read_constitution(write(tmp_path, "c.json", {"principles": [{**p, "weight": w} for p, w in zip(OWN["principles"], (3, 1))],
+                                                         "system_chat": [[{"role": "user", "content": "u"}]]}))
+    names = [p.name for p in heavy.draw(heavy.principles, 4000, 0)]
+    assert abs(names.count("short") / 4000 - 0.75) < 0.03 and heavy.revision_shots == ([("user", "u")],)
+    assert heavy.draw(heavy.principles, 9, [1, 2]) == heavy.draw(heavy.principles, 9, [1, 2])
+
+
 def test_a_preference_for_a_place_cancels_out(small, tmp_path):
     """The mean over both orders: swapping the answers turns the probability round, whatever the model thinks of (A)."""
     p = OWN["principles"][1]
@@ -122,15 +168,19 @@ def test_a_preference_for_a_place_cancels_out(small, tmp_path):
     assert first == pytest.approx(1 / (1 + np.exp(logp[1] - logp[0])), rel=1e-4)
 
 
-def test_comparisons_and_what_becomes_of_them(small, tmp_path):
-    own = read_constitution(write(tmp_path, "c.json", OWN))
+def test_comparisons_and_what_becomes_of_them(small):
+    own = Constitution((Principle("short", "Is it too long?", "Make it shorter.", checker=Checker(max_words=2)),
+                        Principle("kind", comparison="Which one is kinder?")))
     prompts = [f"what is {i}" for i in range(12)]
     found = list(compare(*small, own, prompts, seed=1, max_tokens=9))
     assert found == list(compare(*small, own, prompts, seed=1, max_tokens=9))
-    checked = [r for r in found if r["principle"] == "short"]
-    judged = [r for r in found if r["principle"] == "kind"]
-    assert checked and judged and all(r["probability"] in (0.0, 0.5, 1.0) for r in checked)
-    assert all(r["probability"] == pytest.approx((r["first"] + r["second"]) / 2) for r in judged)
+    checked = [r for r in found if len(r["violations"][0]) != len(r["violations"][1])]
+    judged = [r for r in found if "first" in r]
+    assert checked and judged and all(r["probability"] == (len(r["violations"][0]) < len(r["violations"][1])) for r in checked)
+    assert all(r["probability"] == pytest.approx((r["first"] + r["second"]) / 2) and r["principle"] == "kind" for r in judged)
+    alone = list(compare(*small, own, prompts, seed=1, max_tokens=9, checkers=False))
+    assert [(r["a"], r["b"]) for r in alone] == [(r["a"], r["b"]) for r in found]
+    assert all(("first" in r) == (r["principle"] == "kind") and 0 < r["probability"] < 1 for r in alone)
     assert agreement_rate(found) == np.mean([r["agree"] for r in judged]) and agreement_rate([]) is None
     pairs = preferences(found)
     assert len(pairs) == sum(r["probability"] != 0.5 and r["a"] != r["b"] and bool(r["a"].strip() and r["b"].strip())
