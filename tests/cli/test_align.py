@@ -240,12 +240,12 @@ def test_a_constitution_runs_is_resumed_and_inspected(here, tmp_path, capsys):
         {"name": "kind", "comparison": "Which one is kinder?"}]}))
     arguments = ["constitution", "run", "--model", str(here / "talker"), "--data", str(here / "prompts.jsonl"), "--constitution",
                  str(tmp_path / "c.json"), "--prompts", "12", "--held", "4", "--rounds", "1", "--max-tokens", "4", "--rows", "4",
-                 "--sl-epochs", "1", "--temperature", "1.5"]
+                 "--sl-epochs", "1", "--temperature", "1.5", "--tries", "2", "--unsound"]
     assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
     out = capsys.readouterr().out
-    assert "violations  evasive" in out and "aligned" in out and "1 with a checker" in out
+    assert "violations  evasive" in out and "aligned" in out and "1 with a checker" in out and "12 of 12 to learn from" in out
     records = read_log(tmp_path / "whole/revisions.jsonl")
-    assert len(records) == 12 and all(r["rounds"][0]["principle"] == "calm" for r in records)
+    assert len(records) == 12 and all(r["rounds"][0]["principle"] == "calm" and len(r["rounds"][0]["drafts"]) < 2 for r in records)
 
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")  # as if it had been killed in the middle of the first stage
     for name in ("revised", "aligned"):
