@@ -200,8 +200,8 @@ def trained(verb, model, out, path, examples, stage, seed):
     if (out / "model/config.json").is_file() and (out / "loss.png").exists():
         return 0
     if len(examples) < 2:
-        raise ConfigError(f"constitution: {len(examples)} examples for {out.name}; expected at least 2: revisions that are not empty, or "
-                          "comparisons that say which answer is better. Hint: more prompts, a higher temperature")
+        raise ConfigError(f"constitution: {len(examples)} examples for {out.name}; expected at least 2: revisions that are sound, or "
+                          "comparisons that say which answer is better. Hint: more prompts, a higher temperature, --unsound")
     write_atomic(path, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in examples).encode())
     module = {"sft": sft, "dpo": dpo}[verb]
     train = {"epochs": stage.epochs, "batch": stage.batch, "lr": stage.lr, "seed": seed, "sample_tokens": 0,

@@ -236,7 +236,7 @@ def test_errors_before_compute(here, tmp_path, capsys):
 
 def test_a_constitution_runs_is_resumed_and_inspected(here, tmp_path, capsys):
     (tmp_path / "c.json").write_text(json.dumps({"principles": [
-        {"name": "calm", "critique": "Is it calm?", "revision": "Say it calmly.", "checker": {"forbid": "a"}},
+        {"name": "calm", "critique": "Is it calm?", "revision": "Say it calmly.", "checker": {"forbid": "[a-e]"}},
         {"name": "kind", "comparison": "Which one is kinder?"}]}))
     arguments = ["constitution", "run", "--model", str(here / "talker"), "--data", str(here / "prompts.jsonl"), "--constitution",
                  str(tmp_path / "c.json"), "--prompts", "12", "--held", "4", "--rounds", "1", "--max-tokens", "4", "--rows", "4",
