@@ -9,6 +9,7 @@ drawn as often as those four together. Stage 1: answers, critiques, revisions; f
 compared in both orders; DPO. Kept in OUT: revisions.jsonl, comparisons.jsonl, adapter/, report.json.
 
 Where this departs from the paper, since 135 M parameters are not 52 B, and how to switch it off:
+--dialogue     a revision is asked of the answer alone, not in a conversation that holds a critique: this model copies the critique
 --tries 1      a revision that is not sound (breaks a rule, evades, takes up no word of the prompt) is drawn again, up to 4 times
 --unsound      those that never were sound are not learned from: most of them speak of the response instead of being one
 --no-checkers  a rule that one of two answers breaks decides between them; without it the model alone does, and it mostly prefers a place
@@ -98,11 +99,11 @@ def main():
     parser.add_argument("--held", type=int, default=96, help="to measure by: half an interval of 95 %% is then at most 0.1")
     parser.add_argument("--rounds", type=int, default=1, help="critiques and revisions of an answer: each costs a third of the minutes")
     parser.add_argument("--tries", type=int, default=4, help="draws of a revision until it is sound")
+    parser.add_argument("--dialogue", action="store_true", help="the paper's form of a revision: in the conversation, after a critique")
     parser.add_argument("--unsound", action="store_true", help="learn from revisions that are not sound, too")
     parser.add_argument("--no-checkers", dest="checkers", action="store_false", help="the model alone compares")
     parser.add_argument("--stages", default="12", choices=("1", "2", "12"))
-    parser.add_argument("--shots", type=int, default=4, help="examples before each request: without them a small model answers by "
-                        "speaking of it")
+    parser.add_argument("--shots", type=int, default=1, help="examples of a critique and a revision before each of a dialogue")
     parser.add_argument("--tokens", type=int, default=96, help="of an answer at most")
     parser.add_argument("--critique-tokens", type=int, default=32, help="of a critique at most")
     parser.add_argument("--base", default="q8_0", choices=("f32", "bf16", "q8_0", "q4_1"), help="of the frozen weights")
@@ -120,7 +121,7 @@ def main():
     began, out = time.monotonic(), Path(args.out or "constitution-out")
     out.mkdir(parents=True, exist_ok=True)
     rules, published = read_constitution(args.constitution), read_constitution(Path(args.data) / "constitutional-ai/prompts")
-    constitution = Constitution(rules.principles + published.principles, rules.revision_shots, published.comparison_shots)
+    constitution = Constitution(rules.principles + published.principles, published.revision_shots, published.comparison_shots)
     texts = read_prompts(Path(args.data) / "hh-rlhf", args.prompts + args.held)
     prompts, held = texts[: args.prompts], texts[args.prompts :]
     model, tokenizer = tiny() if args.quick else pyllm.load(args.model)
@@ -133,7 +134,7 @@ def main():
 
     if "1" in args.stages:
         records = list(revise(model, tokenizer, constitution, prompts, rounds=args.rounds, tries=args.tries, shots=args.shots,
-                              critique_tokens=min(args.critique_tokens, args.tokens), **drawn))
+                              rewrite=not args.dialogue, critique_tokens=min(args.critique_tokens, args.tokens), **drawn))
         write(out / "revisions.jsonl", records)
         report["revisions"] = revision_rates(records, rules)
         kept = revisions(records, args.unsound)

@@ -53,16 +53,17 @@ def sound(constitution, prompt, text):
     return bool(text) and not constitution.violations(text) and not evasive(text) and helpful(prompt, text) > 0
 
 
-def revise(model, tokenizer, constitution, prompts, *, rounds=2, shots=0, tries=1, critique_tokens=None, seed=0, rows=16, start=0,
-           **options):
+def revise(model, tokenizer, constitution, prompts, *, rounds=2, shots=0, tries=1, rewrite=False, critique_tokens=None, seed=0, rows=16,
+           start=0, **options):
     """Answers, and `rounds` times a critique and a revision each by a principle drawn at random -> iterator of records, one a prompt:
 
         {"prompt", "response", "rounds": [{"principle", "critique", "revision", "violations", "sound", "drafts"}], "violations"}
 
     violations: names of the checked principles that a text breaks. shots: how many of the constitution's examples stand before. tries: a
     revision that is not `sound` is drawn again, so many times in all; the last one stays, drafts are those before it. critique_tokens: of a
-    critique at most, None = max_tokens, 0 = no critique (Bai et al. 2022, section 3.5). start: the prompt to go on from, a multiple of
-    `rows`. An empty revision keeps the text as it was. ConfigError for a constitution that asks for no revisions.
+    critique at most, None = max_tokens, 0 = no critique (Bai et al. 2022, section 3.5). rewrite: no conversation and no critique: the
+    request is the system's, the text the user's, which is how small chat models learned to rewrite. start: the prompt to go on from, a
+    multiple of `rows`. An empty revision keeps the text as it was. ConfigError for a constitution that asks for no revisions.
     """
     principles = constitution.revising
     if not principles:
@@ -81,11 +82,12 @@ def revise(model, tokenizer, constitution, prompts, *, rounds=2, shots=0, tries=
             chosen = constitution.draw(principles, len(some), [seed, begin, 0, turn])
             talks = [[*before, ("user", prompt), ("assistant", text or "...")] for prompt, text in zip(some, texts)]
             critiques = [""] * len(some)
-            if critique_tokens != 0:
+            if critique_tokens != 0 and not rewrite:
                 talks = [[*talk, ("user", p.critique)] for talk, p in zip(talks, chosen)]
                 critiques = ask(talks, 2 * turn + 1, **({"max_tokens": critique_tokens} if critique_tokens else {}))
                 talks = [[*talk, ("assistant", critique or "...")] for talk, critique in zip(talks, critiques)]
-            talks = [[*talk, ("user", p.revision)] for talk, p in zip(talks, chosen)]
+            talks = [[("system", p.revision), ("user", text or "...")] if rewrite else [*talk, ("user", p.revision)]
+                     for talk, p, text in zip(talks, chosen, texts)]
             left, drafts = range(len(some)), [[] for _ in some]
             for again in range(tries):
                 for i, text in zip(left, ask([talks[i] for i in left], 2 * turn + 2, again)):

@@ -30,7 +30,8 @@ class Principles:
     path: str = key("", "the constitution: a .json file, or a folder of them", flags=("constitution",))
     rounds: int = key(2, "critiques and revisions of an answer", 1)
     shots: int = key(0, "of the constitution's examples that stand before a request", 0)
-    tries: int = key(4, "times that a revision is drawn, until it is sound: breaks no rule, does not evade, takes up a word of the prompt", 1)
+    tries: int = key(4, "draws of a revision, until one is sound: breaks no rule, evades nothing, takes up a word of the prompt", 1)
+    rewrite: bool = key(False, "ask for a revision of the text alone, the request as the system's: for small chat models")
     critique_tokens: int = key(0, "of a critique; 0 = as max_tokens", 0)
     unsound: bool = key(False, "learn from revisions that are not sound too, as the paper does")
     checkers: bool = key(True, "rules decide a comparison before the model does")
@@ -108,7 +109,7 @@ def constitution(config, out, resume=False):
     print(f"principles {len(principles.revising)} to revise by, {len(principles.comparing)} to compare by, "
           f"{sum(p.checker is not None for p in principles.principles)} with a checker\nprompts    {len(prompts)} to learn from, "
           f"{len(held)} held out", flush=True)
-    asks = {"rounds": c.rounds, "tries": c.tries, "critique_tokens": c.critique_tokens or None}
+    asks = {"rounds": c.rounds, "tries": c.tries, "rewrite": c.rewrite, "critique_tokens": c.critique_tokens or None}
     drawn = {"max_tokens": c.max_tokens, "temperature": c.temperature, "top_p": c.top_p, "seed": c.seed, "rows": c.rows, "shots": c.shots}
 
     records = kept(out / "revisions.jsonl", c.rows, len(prompts), "revise",

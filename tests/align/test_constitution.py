@@ -129,6 +129,17 @@ def test_without_critiques_and_with_shorter_ones(small):
     assert all(0 < len(small[1].encode(r["rounds"][0]["critique"])) <= 2 for r in short)
 
 
+def test_a_rewriting_model_sees_the_request_and_the_text_alone(small, monkeypatch):
+    from pyllm.align import constitutional
+
+    seen = []
+    monkeypatch.setattr(constitutional, "answers", lambda model, tokenizer, talks, *_, **__: seen.extend(talks) or [f"said {len(seen)}"])
+    rule = Constitution((Principle("any", "Look.", "Again."),), revision_shots=([("user", "shot")],))
+    record, = revise(*small, rule, ["p"], rounds=2, shots=1, rewrite=True)
+    assert seen == [[("user", "p")], [("system", "Again."), ("user", "said 1")], [("system", "Again."), ("user", "said 2")]]
+    assert [r["critique"] for r in record["rounds"]] == ["", ""] and record["rounds"][1]["revision"] == "said 3"
+
+
 def test_examples_that_are_read_once_change_no_word(small, monkeypatch):
     """Prompts that begin alike share the keys and values of that: the answers are those of each prompt read alone."""
     from pyllm.align import constitutional
