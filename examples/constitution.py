@@ -29,6 +29,7 @@ from pyllm.align.constitutional import agreement_rate, answers, asked, compare, 
 from pyllm.data.render import Row
 from pyllm.evaluate.metrics import proportion
 
+
 def read_prompts(folder, count):
     """-> the first turns of `count` conversations, each once."""
     found = {}
