@@ -124,7 +124,8 @@ def _read_gguf(path):
     except ConfigError as error:
         raise FormatError(f"load: {path}: {error}") from None
     tensors, names = restore(family, values, tensors)
-    return Files(path, *config, tensors, names, None, from_gguf(metadata) if "tokenizer.ggml.model" in metadata else None)
+    without = metadata.get("tokenizer.ggml.model") in (None, "none", "no_vocab")
+    return Files(path, *config, tensors, names, None, None if without else from_gguf(metadata))
 
 
 def build_for(files):
@@ -330,6 +331,5 @@ def _save_gguf(model, tokenizer, path, dtype):
     family, metadata = write_config(model.config)
     tensors = write_tensors(model, family, dtype)
     metadata |= {"general.file_type": file_type(tensors), "general.quantization_version": 2}
-    if tokenizer is not None:
-        metadata |= to_gguf(tokenizer, model.config.vocab_size)
+    metadata |= {"tokenizer.ggml.model": "none"} if tokenizer is None else to_gguf(tokenizer, model.config.vocab_size)
     gguf.write(path, metadata, tensors)

@@ -1,5 +1,6 @@
 """Models in GGUF files: what llama.cpp calls a family's configuration and tensors, and how it lays them out. FAMILIES: one entry each."""
 import re
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +20,8 @@ WHAT_LLAMA3_LEAVES_OUT = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}  # ro
 class Family:
     """model_type: of config.json; keys: {key of config.json: GGUF's behind the architecture's name}, those of `optional` may be missing.
 
-    outside, block: {GGUF's name of a layer: the checkpoint's}, of the whole model and of block i, which is `path`.i there; behind both
-    stands .weight or .bias.
+    outside, block: {GGUF's name of a layer: the checkpoint's}, of the whole model and of block i, which is `path`.i there and `begins`.i
+    in the file; behind both stands .weight or .bias. others: (begins, path, block) of further blocks.
     interleaved: rows of queries and keys lie so that the pairs which rotary positions turn are neighbours; offset: what
     its norms have more than the checkpoint's. fixed: keys of config.json that the format has no place for -> the value that it means.
     """
@@ -34,11 +35,14 @@ class Family:
     interleaved: bool = False
     offset: int = 0
     fixed: dict = None
+    begins: str = "blk"
+    others: tuple = ()
 
     def names(self, layers):
         """-> {GGUF's name of a tensor: the checkpoint's}."""
-        pairs = [*self.outside.items()]
-        pairs += [(f"blk.{i}.{ours}", f"{self.path}.{i}.{theirs}") for i in range(layers) for ours, theirs in self.block.items()]
+        pairs, kinds = [*self.outside.items()], ((self.begins, self.path, self.block), *self.others)
+        pairs += [(f"{begins}.{i}.{ours}", f"{path}.{i}.{theirs}") for begins, path, block in kinds for i in range(layers)
+                  for ours, theirs in block.items()]
         return {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in pairs for kind in ("weight", "bias")}
 
 
@@ -74,6 +78,44 @@ FAMILIES = {
                           "scale_attn_by_inverse_layer_idx": False}),
 }
 WRITTEN_AS = {"mistral": "llama", **{family.model_type: name for name, family in FAMILIES.items()}}  # model_type -> architecture
+
+
+def _heads(name, path, ours=""):
+    """-> the names of an attention's layers in T5's blocks, and of the norm before it."""
+    return {f"{ours}attn_norm": f"{path}.layer_norm", **{f"{ours}attn_{x}": f"{path}.{name}.{x}" for x in "qkvo"}}
+
+
+def _dense(path, gated):
+    up = {"ffn_gate": "wi_0", "ffn_up": "wi_1"} if gated else {"ffn_up": "wi"}
+    return {"ffn_norm": f"{path}.layer_norm", "ffn_down": f"{path}.DenseReluDense.wo",
+            **{ours: f"{path}.DenseReluDense.{theirs}" for ours, theirs in up.items()}}
+
+
+def _t5(gated):
+    bias = {"attn_rel_b": "layer.0.SelfAttention.relative_attention_bias"}
+    own, cross = _heads("SelfAttention", "layer.0"), _heads("EncDecAttention", "layer.1", "cross_")
+    return Family("t5", {"n_positions": "context_length", "d_model": "embedding_length", "d_ff": "feed_forward_length", "num_layers":
+                         "block_count", "num_decoder_layers": "decoder_block_count", "num_heads": "attention.head_count", "d_kv":
+                         "attention.key_length", "layer_norm_epsilon": "attention.layer_norm_rms_epsilon",
+                         "relative_attention_num_buckets": "attention.relative_buckets_count"},
+                  {"token_embd": "shared", "enc.output_norm": "encoder.final_layer_norm", "dec.output_norm": "decoder.final_layer_norm",
+                   "output": "lm_head"}, {**own, **bias, **_dense("layer.1", gated)}, "encoder.block", ("num_decoder_layers",),
+                  begins="enc.blk", others=(("dec.blk", "decoder.block", {**own, **bias, **cross, **_dense("layer.2", gated)}),))
+
+
+# families that are read and not written
+READ = {
+    **FAMILIES, "t5": _t5(False),
+    "bert": Family("bert", {"max_position_embeddings": "context_length", "hidden_size": "embedding_length", "num_hidden_layers":
+                            "block_count", "intermediate_size": "feed_forward_length", "num_attention_heads": "attention.head_count",
+                            "layer_norm_eps": "attention.layer_norm_epsilon"},
+                   {"token_embd": "embeddings.word_embeddings", "token_types": "embeddings.token_type_embeddings",
+                    "position_embd": "embeddings.position_embeddings", "token_embd_norm": "embeddings.LayerNorm"},
+                   {"attn_q": "attention.self.query", "attn_k": "attention.self.key", "attn_v": "attention.self.value", "attn_output":
+                    "attention.output.dense", "attn_output_norm": "attention.output.LayerNorm", "ffn_up": "intermediate.dense",
+                    "ffn_down": "output.dense", "layer_output_norm": "output.LayerNorm"}, "encoder.layer"),
+}
+POOLINGS = {1: "mean", 2: "cls", 3: "last"}  # bert.pooling_type -> see pyllm.embed
 # other keys -> the value that changes nothing; any other that is set is refused, since it would change numbers
 NEUTRAL = {"attention.causal": True, "rope.scale_linear": 1.0, "rope.scaling.attn_factor": 1.0, "rope.scaling.yarn_attn_factor": 1.0}
 SAYS_NOTHING = ("vocab_size", "tensor_data_layout", "rope.scaling.finetuned")
@@ -85,9 +127,9 @@ _YARN = {"beta_fast": "rope.scaling.yarn_beta_fast", "beta_slow": "rope.scaling.
 def read_config(metadata, tensors, where):
     """metadata, tensors: of io.gguf.read -> (Family, what config.json would hold). FormatError names all keys that are wrong."""
     arch = metadata.get("general.architecture")
-    if not isinstance(arch, str) or arch not in FAMILIES:
-        raise FormatError(f"{where}: general.architecture is {arch!r:.60}; expected one of {', '.join(FAMILIES)}.{suggest(arch, FAMILIES)}")
-    family, wrong = FAMILIES[arch], []
+    if not isinstance(arch, str) or arch not in READ:
+        raise FormatError(f"{where}: general.architecture is {arch!r:.60}; expected one of {', '.join(READ)}.{suggest(arch, READ)}")
+    family, wrong = READ[arch], []
     rest = {key.removeprefix(f"{arch}."): value for key, value in metadata.items() if key.startswith(f"{arch}.")}
     config = {"model_type": family.model_type}
     for key, name in family.keys.items():
@@ -106,7 +148,12 @@ def read_config(metadata, tensors, where):
     if config[_key_of(family, "block_count")] > len(tensors):  # before a name is made for each
         raise FormatError(f"{where}: {arch}.block_count = {config[_key_of(family, 'block_count')]} with {len(tensors)} tensors")
     config |= {"vocab_size": embedding.shape[0], "tie_word_embeddings": "output.weight" not in tensors}
-    if arch != "gpt2":
+    if arch == "bert":
+        config |= _read_bert(rest, tensors)
+    elif arch == "t5":
+        family = _t5("enc.blk.0.ffn_gate.weight" in tensors)
+        config |= _read_t5(config, rest, tensors)
+    elif arch != "gpt2":
         _read_rotary(arch, config, rest, tensors, where)
     window = rest.pop("attention.sliding_window", None) if arch == "llama" else None
     if window:
@@ -120,6 +167,25 @@ def read_config(metadata, tensors, where):
     if odd:
         raise FormatError(f"{where}: {len(odd)} keys that are not known, or of models that are not computed: {', '.join(odd)}")
     return family, {**config, **_token_ids(metadata)}
+
+
+def _read_bert(rest, tensors):
+    """-> what config.json would hold beside the keys; takes these from rest. The files leave the pooler out."""
+    if rest.get("attention.causal") is False:
+        del rest["attention.causal"]
+    pooling, types = POOLINGS.get(rest.pop("pooling_type", None)), tensors.get("token_types.weight")
+    return {"architectures": ["BertModel"], "add_pooling_layer": False, "type_vocab_size": 1 if types is None else types.shape[0],
+            **({} if pooling is None else {"pooling": pooling})}
+
+
+def _read_t5(config, rest, tensors):
+    """-> what config.json would hold beside the keys, as the writers of these files have it; takes keys from rest."""
+    start = rest.pop("decoder_start_token_id", 0)
+    for name, same in (("attention.value_length", config["d_kv"]), ("attention.layer_norm_epsilon", config["layer_norm_epsilon"])):
+        if rest.get(name) == same:
+            del rest[name]
+    config.setdefault("num_decoder_layers", config["num_layers"])
+    return {"feed_forward_proj": "gated-gelu" if "enc.blk.0.ffn_gate.weight" in tensors else "relu", "decoder_start_token_id": start}
 
 
 def _key_of(family, name):
@@ -210,7 +276,8 @@ def restore(family, config, tensors):
             return _turn(tensor, heads, (-1, 2))
         return float32(tensor) - np.float32(family.offset) if family.offset and name.endswith("norm.weight") else tensor
 
-    names = {**family.names(config[_key_of(family, "block_count")]), "rope_freqs.weight": "rotary_emb.inv_freq"}
+    layers = max(config[_key_of(family, "block_count")], config.get("num_decoder_layers", 0))
+    names = {**family.names(layers), "rope_freqs.weight": "rotary_emb.inv_freq"}
     return {name: restored(name, tensor) for name, tensor in tensors.items()}, names
 
 
@@ -249,6 +316,9 @@ def write_config(config):
         values[ours] = float(value) if ours.endswith(("epsilon", "base", "base_swa")) else value
     if config.model_type == "mistral" and config.sliding_window:
         values["attention.sliding_window"] = config.sliding_window
+        if config.sliding_window < config.max_position_embeddings:
+            warnings.warn(f"GGUF: llama.cpp computes no sliding window for this architecture: beyond {config.sliding_window} tokens its "
+                          "numbers differ. pyllm keeps to the window", stacklevel=4)
     if name == "llama" and config.model_type == "llama" and config.mlp_bias and not config.attention_bias:
         wrong.append("mlp_bias without attention_bias")
     if name == "gemma3" and config.query_pre_attn_scalar != gemma_scalar(vars(config)):

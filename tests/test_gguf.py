@@ -9,7 +9,7 @@ import pyllm
 from pyllm.errors import ConfigError, FormatError
 from pyllm.folders import build, load_files, read_files
 from pyllm.io import gguf
-from pyllm.text import ByteLevelBPE, CharTokenizer
+from pyllm.text import ByteLevelBPE, CharTokenizer, from_gguf
 
 
 def packaged(package, pattern):
@@ -66,6 +66,7 @@ def drawn(config):
     return model
 
 
+@pytest.mark.filterwarnings("ignore:GGUF. llama.cpp computes no sliding window")
 @pytest.mark.parametrize("config", EVERY.values(), ids=EVERY)
 def test_every_family_there_and_back(config, tmp_path):
     model = drawn(config)
@@ -198,6 +199,18 @@ def test_numbers_for_each_layer_that_are_the_same_and_a_tied_copy(tmp_path):
     changed(tmp_path / "m.gguf", keys={"llama.attention.head_count_kv": [2, 1]})
     with pytest.raises(FormatError, match=r"head_count_kv = \[2, 1\]"):
         pyllm.load(tmp_path / "m.gguf")
+
+
+def test_a_window_that_llama_cpp_leaves_out_is_told(tmp_path):
+    with pytest.warns(UserWarning, match="computes no sliding window for this architecture: beyond 8 tokens"):
+        pyllm.save(build(EVERY["mistral"]), None, tmp_path / "m.gguf")
+
+
+def test_split_patterns_that_files_do_not_name_are_told():
+    keys = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a", "b", "ab"], "tokenizer.ggml.merges": ["a b"]}
+    with pytest.warns(UserWarning, match="names no split pattern: GPT-2's is taken"):
+        assert from_gguf(keys).encode("ab") == [2]
+    assert from_gguf({**keys, "tokenizer.ggml.pre": "gpt-2"}).encode("ab") == [2]
 
 
 def test_the_end_of_a_turn_ends_a_text(tmp_path):

@@ -1,4 +1,4 @@
-"""Beam search: the likeliest continuations rather than drawn ones. Its rules are those of transformers, so that its results are."""
+"""Beam search: the likeliest continuations, or ones drawn from many. Its rules are those of transformers, so that its results are."""
 import numpy as np
 
 
@@ -11,6 +11,9 @@ def beam_search(decoder, beams, limit):
     3. A finished text's score is its sum over its tokens ** length_penalty; the num_beams best are kept.
     4. A prompt is done when it has num_beams finished texts and the best running one cannot better the worst of them: judged by its score
        as it stands (early_stopping False), by what it could reach at `limit` ("never"), or at once (True).
+
+    With a temperature above 0 log p goes through Sampling.cut too, and the texts of step 2 are drawn by their sums, without replacement,
+    with the key of the prompt's first row: the largest sums with Gumbel's noise (Kool et al. 2019), ordered by the sums alone.
     """
     k = beams.num_beams
     running = np.full((len(decoder.rows) // k, k), -1e9, np.float32)  # sums of log p
@@ -19,12 +22,19 @@ def beam_search(decoder, beams, limit):
     finished = {prompt: [] for prompt in prompts.tolist()}
     while limit and len(prompts):
         scores = decoder.scores(logp=True)
+        scores = decoder.sampling.cut(scores) if decoder.sampling.temperature else scores
         v, next_running, parents, tokens, left = scores.shape[1], [], [], [], []
         for i, prompt in enumerate(prompts.tolist()):
             sums = (scores[i * k : (i + 1) * k] + running[i][:, None]).ravel()
-            best = _largest(sums, max(2, 1 + len(decoder.ends)) * k)
+            length, wanted = decoder.drawn(i * k) + 1, max(2, 1 + len(decoder.ends)) * k
+            if decoder.sampling.temperature:
+                noise = decoder.keys[prompt * k].fold("beams", length).generator().gumbel(size=len(sums))
+                drawn = _largest(np.where(sums > -1e8, sums + noise, -np.inf), wanted)
+                best = drawn[np.argsort(-sums[drawn], kind="stable")]
+            else:
+                best = _largest(sums, wanted)
             best = best[np.isfinite(sums[best])]
-            length, full = decoder.drawn(i * k) + 1, decoder.cache.lengths[i * k] >= decoder.context
+            full = decoder.cache.lengths[i * k] >= decoder.context
             over = [length == limit or full or decoder.ends_with(i * k + place // v, place % v) for place in best.tolist()]
             found, texts = finished[prompt], decoder.history[i * k : (i + 1) * k]
             for place, end in zip(best[:k].tolist(), over):

@@ -11,6 +11,7 @@ from pyllm.generation.decode import Decoder
 from pyllm.generation.settings import settings
 from pyllm.models.base import CausalLM
 from pyllm.models.seq2seq import Continuation, EncoderDecoder
+from pyllm.text.chat import turn_ends
 
 
 @dataclass
@@ -180,8 +181,10 @@ def _ids(tokenizer, prompt, row):
 
 
 def end_ids(model, tokenizer):
-    """-> the set of ids that end a text: the tokenizer's eos and those that config.json and generation_config.json name."""
-    named = [model.config.extra.get("eos_token_id"), (model.generation or {}).get("eos_token_id"), getattr(tokenizer, "eos_id", None)]
+    """-> the set of ids that end a text: the tokenizer's eos, those that config.json and generation_config.json name, and what ends
+    a turn where the tokenizer has a chat template."""
+    named = [model.config.extra.get("eos_token_id"), (model.generation or {}).get("eos_token_id"), getattr(tokenizer, "eos_id", None),
+             turn_ends(tokenizer)]
     return {i for ids in named for i in (ids if isinstance(ids, list) else [ids])} - {None}
 
 

@@ -2,8 +2,9 @@
 
 Supported: type (one or several), properties, required, additionalProperties (a schema, of objects without properties), items,
 prefixItems, minItems, maxItems, minLength, maxLength, pattern, format (date, time, date-time, uuid), minimum and maximum of integers, enum,
-const, anyOf, oneOf (as anyOf), $ref inside the document, not recursive. Properties come in the schema's order, others than those named
-never. Annotations (title, description, default ...) are passed over, any other keyword is a ConfigError: nothing is silently not enforced.
+const, anyOf, oneOf (as anyOf), $ref inside the document; one inside of itself is followed five levels deep, or fewer where that makes too
+much: such texts are of the schema, deeper ones do not come. Properties come in the schema's order, others than those named never.
+Annotations (title, description, default ...) are passed over, any other keyword is a ConfigError: nothing is silently not enforced.
 """
 import json
 
@@ -19,6 +20,8 @@ KEYWORDS = {  # type -> the keywords that say something about it
     "integer": ("minimum", "maximum"), "number": (), "boolean": (), "null": (),
 }
 EVERY = ("type", "enum", "const", "anyOf", "oneOf", "$ref", *(word for words in KEYWORDS.values() for word in words))
+LEVELS, LARGEST = (5, 4, 3, 2), 150  # of a schema that refers to itself: levels tried; schemas met on the way at most
+NOTHING = chars()  # the node that no text matches
 DIGITS = 15  # of a number at most: what float64 holds exactly
 ESCAPED = (34, 34), (92, 92), (0, 31)  # characters that stand in a JSON string as an escape alone
 CHARACTER = alt(chars(*without([(0, LAST)], ESCAPED)), parse(r'\\["\\/bfnrt]'),
@@ -39,15 +42,27 @@ def schema_node(schema):
             schema = json.loads(schema)
         except ValueError as error:
             raise ConfigError(f"JSON schema: not JSON: {error}") from None
-    return _Schema(schema).node(schema, "#", ())
+    for levels in LEVELS:
+        reader = _Schema(schema, levels)
+        node = _pruned(reader.node(schema, "#", ()))
+        if reader.made <= LARGEST or not reader.recursive:
+            break
+    if node == NOTHING:
+        raise ConfigError("JSON schema: it refers to itself wherever it could end: no text is of it")
+    return node
 
 
 class _Schema:
-    def __init__(self, root):
-        self.root = root
+    """levels: how often a $ref may stand inside of itself: a regular language has no other depth. Below that no text is left."""
+
+    def __init__(self, root, levels):
+        self.root, self.levels, self.made, self.recursive = root, levels, 0, False
 
     def node(self, schema, where, inside):
         """inside: the $refs on the way here."""
+        self.made += 1
+        if self.made > LARGEST and self.recursive and self.levels > LEVELS[-1]:
+            return NOTHING  # what is made is made again with fewer levels
         if not isinstance(schema, dict):
             raise ConfigError(f"JSON schema: {where}: {schema!r:.60}; expected an object that says what is allowed")
         said = schema.keys() - ANNOTATIONS
@@ -72,8 +87,9 @@ class _Schema:
 
     def _ref(self, target, where, inside):
         if target in inside:
-            raise ConfigError(f"JSON schema: {where}: {target} refers to itself; a regular language has no depth. "
-                              "Hint: write out as many levels as you need")
+            self.recursive = True
+            if inside.count(target) >= self.levels:
+                return NOTHING
         found = self.root
         for part in target.removeprefix("#").strip("/").split("/") if isinstance(target, str) and target.startswith("#/") else [None]:
             part = part and part.replace("~1", "/").replace("~0", "~")
@@ -158,6 +174,21 @@ class _Schema:
         else:
             inner = cat(*(repeat(cat(pair, COMMA), 0, 1) for pair, _ in pairs[:anchor]), pairs[anchor][0], *after(anchor + 1))
         return cat(literal("{"), inner, literal("}"))
+
+
+def _pruned(node):
+    """-> the node without the branches that no text takes; NOTHING where none is left."""
+    kind, what, *counts = node
+    if kind == "set" or not what:
+        return node
+    if kind == "repeat":
+        inner = _pruned(what)
+        return (kind, inner, *counts) if inner != NOTHING else NOTHING if counts[0] else EMPTY
+    parts = tuple(map(_pruned, what))
+    if kind == "cat":
+        return NOTHING if NOTHING in parts else (kind, parts)
+    parts = tuple(part for part in parts if part != NOTHING)
+    return (kind, parts) if parts else NOTHING
 
 
 def _many(node, least, most, begin, end):

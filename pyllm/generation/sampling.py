@@ -17,8 +17,9 @@ FORBIDDEN = np.float32(-INFINITY)
 class Sampling:
     """How a token is chosen. The order, which is that of transformers where it has the step:
 
-    logit bias -> repetition penalty -> presence and frequency penalties -> repeated n-grams -> min_tokens -> constraint -> forced first
-    token -> forced last token -> suppressed tokens -> tokens suppressed at the beginning -> temperature -> top-k -> top-p -> min-p -> draw.
+    logit bias -> repetition penalty -> presence and frequency penalties -> repeated n-grams -> bad words -> min_tokens -> constraint ->
+    forced first token -> forced last token -> suppressed tokens -> tokens suppressed at the beginning -> temperature -> top-k -> top-p ->
+    min-p -> draw.
 
     "Drawn" tokens are those behind the prompt; of an encoder-decoder the start token is the prompt.
     """
@@ -33,6 +34,7 @@ class Sampling:
     frequency_penalty: float = 0.0  # the same, times how often
     penalize_prompt: bool = False  # presence and frequency count the prompt's tokens too
     no_repeat_ngram_size: int = 0  # no n tokens in a row twice, prompt included; 0 = off. Paulus et al. 2017
+    bad_words_ids: tuple = ()  # rows of ids that never stand in what is drawn, nor begin in the prompt
     min_tokens: int = 0  # no end token before so many are drawn
     forced_bos_token_id: int | None = None  # the first token drawn
     forced_eos_token_id: int | None = None  # the last one that max_tokens allows
@@ -42,6 +44,8 @@ class Sampling:
     def __post_init__(self):
         for name in ("suppress_tokens", "begin_suppress_tokens"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if _rows(self.bad_words_ids or ()):
+            object.__setattr__(self, "bad_words_ids", tuple(map(tuple, self.bad_words_ids or ())))
         wrong = [f"{field.name}={value!r}, expected {words}" for field in fields(self)
                  if not _RIGHT[field.name][0](value := getattr(self, field.name)) for words in [_RIGHT[field.name][1]]]
         if wrong:
@@ -75,6 +79,9 @@ class Sampling:
                 x[list(counts)] -= np.float32(self.frequency_penalty) * often + np.float32(self.presence_penalty)
             if self.no_repeat_ngram_size:
                 x[[i for i in repeating(text, self.no_repeat_ngram_size) if i < v]] = FORBIDDEN
+            for *before, id in self.bad_words_ids:
+                if not before or text[-len(before) :] == before:
+                    x[_inside("bad_words_ids", [id], v)] = FORBIDDEN
             if drawn < self.min_tokens:
                 x[ends] = FORBIDDEN
             if allowed is not None:
@@ -92,6 +99,23 @@ class Sampling:
         """scores:(B, V), adjusted; keys: an Rng a row, for this position -> ids:(B,) int32."""
         uniform = np.zeros(len(scores)) if self.temperature == 0 else np.array([key.uniform() for key in keys])
         return K.sample(scores, uniform, self.temperature, self.top_k, self.top_p, self.min_p)
+
+
+    def cut(self, scores):
+        """scores:(B, V), adjusted -> the same divided by the temperature, FORBIDDEN where top-k, top-p or min-p leave a token out."""
+        scores = np.array(scores) / np.float32(self.temperature)
+        v = scores.shape[1]
+        if 0 < self.top_k < v:
+            scores[scores < np.partition(scores, v - self.top_k, 1)[:, v - self.top_k, None]] = FORBIDDEN
+        if self.top_p < 1 or self.min_p:
+            order = np.argsort(-scores, 1, kind="stable")
+            p = np.exp(scores - scores.max(1, keepdims=True))
+            ranked = np.take_along_axis(p / p.sum(1, keepdims=True), order, 1)
+            out = (np.cumsum(ranked, 1) - ranked >= self.top_p) & (self.top_p < 1)
+            out |= ranked < self.min_p * ranked[:, :1]
+            out[:, 0] = False
+            np.put_along_axis(scores, order, np.where(out, FORBIDDEN, np.take_along_axis(scores, order, 1)), 1)
+        return scores
 
 
 def repeating(text, n):
@@ -125,6 +149,10 @@ def _ids(x):
     return all(isinstance(i, Integral) for i in x)
 
 
+def _rows(x):
+    return isinstance(x, (list, tuple)) and all(isinstance(ids, (list, tuple)) and len(ids) and _ids(ids) for ids in x)
+
+
 _RIGHT = {  # field -> (what is right, in words)
     "temperature": _number(0, INFINITY, "a number of at least 0"),
     "top_k": _whole("a whole number, 0 for all"),
@@ -137,6 +165,7 @@ _RIGHT = {  # field -> (what is right, in words)
     "frequency_penalty": _number(-INFINITY, INFINITY, "a number, 0 for none"),
     "penalize_prompt": (lambda x: isinstance(x, bool), "True or False"),
     "no_repeat_ngram_size": _whole("a whole number, 0 for none"),
+    "bad_words_ids": (_rows, "rows of token ids, none empty"),
     "min_tokens": _whole("a whole number of at least 0"),
     "forced_bos_token_id": _whole("a token id or None", none=True),
     "forced_eos_token_id": _whole("a token id or None", none=True),

@@ -11,7 +11,7 @@ from pyllm.models.seq2seq import EncoderDecoder
 
 @dataclass(frozen=True)
 class Beams:
-    """Beam search: keeps the `num_beams` likeliest texts. 1: no search."""
+    """Beam search: keeps the `num_beams` likeliest texts, or with a temperature, top_k, top_p or min_p draws them. 1: no search."""
 
     num_beams: int = 1
     length_penalty: float = 1.0  # a finished text is scored by the sum of log p over its tokens ** this
@@ -36,7 +36,7 @@ OURS = {f.name: f.name for kind in (Sampling, Beams) for f in fields(kind)}  # a
 FILE = {**OURS, "max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "stop_strings": "stop"}
 # keys that would change the text and are not computed -> their value that changes nothing
 OTHERS = {"typical_p": 1.0, "top_h": None, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "encoder_repetition_penalty": 1.0,
-          "encoder_no_repeat_ngram_size": 0, "bad_words_ids": None, "sequence_bias": None, "penalty_alpha": None, "guidance_scale": None,
+          "encoder_no_repeat_ngram_size": 0, "sequence_bias": None, "penalty_alpha": None, "guidance_scale": None,
           "exponential_decay_length_penalty": None, "num_beam_groups": 1, "diversity_penalty": 0.0, "constraints": None,
           "force_words_ids": None, "watermarking_config": None, "renormalize_logits": False, "dola_layers": None}
 
@@ -46,9 +46,9 @@ def settings(model, given, sampling=None):
 
     model.generation holds the keys of generation_config.json, which then mean what they mean in transformers: without "do_sample": true
     the likeliest token is taken, with it top_k is 50 unless the file says otherwise; max_length and min_length, of an encoder-decoder
-    alone, count the start token. A caller who names a temperature, top_k, top_p or min_p draws, and does not search. Where there is no
-    such file, the keys that config.json has are taken, and tokens are drawn at temperature 1 from the whole vocabulary. ConfigError: an
-    unknown name, a value out of range.
+    alone, count the start token. A caller who names a temperature, top_k, top_p or min_p draws; with num_beams too, beams are
+    drawn. Where there is no such file, the keys that config.json has are taken, and tokens are drawn at temperature 1 from the whole
+    vocabulary. ConfigError: an unknown name, a value out of range.
     """
     if not isinstance(model, (CausalLM, EncoderDecoder)):
         raise ValueError(f"generate: a {type(model).__name__} predicts no next token; expected a causal model or an encoder-decoder")
@@ -72,13 +72,11 @@ def settings(model, given, sampling=None):
         values.setdefault("top_k", 50)
     elif model.generation is not None and not any(name in given for name in DRAWING):
         values["temperature"] = 0
-    if given.get("temperature") != 0 and any(name in given for name in DRAWING):
-        values["num_beams"] = 1  # of the file: who draws does not search
+    draws = given.get("temperature") != 0 and any(name in given for name in DRAWING)
+    if draws and not named.get("do_sample"):
+        values["num_beams"] = 1  # of the file, which searches: who draws does not
     values |= given
-    if values.get("num_beams", 1) > 1:
-        if any(given.get(name) for name in ("temperature", "top_k", "min_p")) or given.get("top_p", 1) != 1:
-            raise ConfigError(f"generate: num_beams={values['num_beams']} with temperature, top_k, top_p or min_p; "
-                              "beam search does not draw")
+    if values.get("num_beams", 1) > 1 and not draws and not named.get("do_sample"):
         values["temperature"] = 0
     sampling, beams = ({f.name: values[f.name] for f in fields(kind) if f.name in values} for kind in (Sampling, Beams))
     return Sampling(**sampling), Beams(**beams), *_lengths(values)

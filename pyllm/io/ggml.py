@@ -1,6 +1,6 @@
 """ggml's blocks of quantised weights, as GGUF files hold them, and their float32 values.
 
-A row of weights is cut into blocks of 32 or 256; a block is a few bytes of scales and the weights in 4 to 8 bits. Source: the structs of
+A row of weights is cut into blocks of 32 or 256; a block is a few bytes of scales and the weights in 2 to 8 bits. Source: the structs of
 ggml-common.h. Values are computed in float32 in ggml's order, so that they equal its own to the bit.
 """
 import math
@@ -133,6 +133,39 @@ def q5_k(b):
     return _super(b, _halves(b[:, 48:]) | fifth << 4)
 
 
+def _quarters(b):
+    """b:(N, n), each 32 bytes four sub-blocks of 2 bits, the lowest first -> (N, n / 4, 16) uint8."""
+    return (b.reshape(len(b), -1, 1, 32) >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & 3).reshape(len(b), -1, 16)
+
+
+def q2_k(b):
+    scales, mins = _half(b, 80) * (b[:, :16] & 15).astype(np.float32), _half(b, 82) * (b[:, :16] >> 4).astype(np.float32)
+    return (scales[:, :, None] * _quarters(b[:, 16:80]).astype(np.float32) - mins[:, :, None]).reshape(len(b), 256)
+
+
+def q3_k(b):
+    n, high = len(b), b[:, None, :32] >> np.arange(8, dtype=np.uint8)[:, None] & 1  # bit i of 32 bytes: sub-blocks 2 i and 2 i + 1
+    low, upper = b[:, 96:104], b[:, None, 104:108] >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & 3
+    scales = (np.concatenate([low & 15, low >> 4], 1) | upper.reshape(n, 16) << 4).astype(np.int8) - np.int8(32)
+    q = _quarters(b[:, 32:96]).astype(np.int8) - (4 - 4 * high.reshape(n, 16, 16)).astype(np.int8)
+    return ((_half(b, 108) * scales.astype(np.float32))[:, :, None] * q.astype(np.float32)).reshape(n, 256)
+
+
+STEPS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)  # what 4 bits mean in IQ4
+
+
+def iq4_nl(b):
+    return _half(b, 0) * STEPS[_nibbles(b[:, 2:])]
+
+
+def iq4_xs(b):
+    n, words = len(b), np.ascontiguousarray(b[:, 2:4]).view("<u2")
+    low, high = np.stack([b[:, 4:8] & 15, b[:, 4:8] >> 4], 2).reshape(n, 8), words >> np.arange(0, 16, 2, dtype=np.uint16) & 3
+    scales = _half(b, 0) * ((low | high << 4).astype(np.int8) - np.int8(32)).astype(np.float32)
+    q = b[:, 8:].reshape(n, 8, 16)
+    return (scales[:, :, None] * STEPS[np.concatenate([q & 15, q >> 4], 2)]).reshape(n, 256)
+
+
 def q6_k(b):
     n = len(b)
     low = b[:, :128].reshape(n, 2, 1, 64)
@@ -158,5 +191,6 @@ def bf16(b):
 KINDS = {  # type -> (weights of a block, its bytes, its values)
     "F32": (1, 4, f32), "F16": (1, 2, f16), "BF16": (1, 2, bf16),
     "Q4_0": (32, 18, q4_0), "Q4_1": (32, 20, q4_1), "Q5_0": (32, 22, q5_0), "Q5_1": (32, 24, q5_1), "Q8_0": (32, 34, q8_0),
+    "Q2_K": (256, 84, q2_k), "Q3_K": (256, 110, q3_k), "IQ4_NL": (32, 18, iq4_nl), "IQ4_XS": (256, 136, iq4_xs),
     "Q4_K": (256, 144, q4_k), "Q5_K": (256, 176, q5_k), "Q6_K": (256, 210, q6_k),
 }

@@ -149,7 +149,7 @@ class Bert(Trunk):
 
     @classmethod
     def alone(cls, c):
-        return cls(c, pooler=True)
+        return cls(c, pooler=c.extra.get("add_pooling_layer", True) is not False)  # models of vectors alone may have none
 
     for_sequences = alone
 

@@ -118,7 +118,7 @@ cdef class Scanner:
                 break
             skip = 0
         end = end or upper
-        if end and end < n and s[end] == c"'":
+        if self.contractions and end and end < n and s[end] == c"'":
             end = self.contraction(s, n, end) or end
         return end
 
@@ -214,6 +214,41 @@ cdef class WordTable:
             if word.n and word.value >= floor:
                 self.put(text.data() + word.start, word.n, word.hash, word.value)
         return 0
+
+
+def piece_merges(list pieces, const uint8_t[::1] usable):
+    """pieces: list of bytes, UTF-8; usable: (V,), 1 for those that may be parts -> (M, 3) int32: every way of building a usable piece from
+    two others: left, right, piece; pieces in order, of each the longest left part last."""
+    cdef WordTable known = WordTable()
+    cdef vector[int32_t] rows
+    cdef vector[uint8_t] sizes  # whether a piece of so many bytes is there
+    cdef Py_ssize_t i, n, cut
+    cdef text_t s
+    cdef Word* left
+    cdef Word* right
+    for i in range(len(pieces)):
+        n = PyBytes_GET_SIZE(pieces[i])
+        if usable[i] and n:
+            s = <text_t>PyBytes_AS_STRING(pieces[i])
+            known.put(s, n, hash_bytes(s, n), i)
+            if <Py_ssize_t>sizes.size() <= n:
+                sizes.resize(n + 1)
+            sizes[n] = 1
+    for i in range(len(pieces)):
+        n = PyBytes_GET_SIZE(pieces[i])
+        s = <text_t>PyBytes_AS_STRING(pieces[i])
+        for cut in range(1, n if usable[i] else 1):
+            if s[cut] & 0xC0 == 0x80 or not sizes[cut] or not sizes[n - cut]:
+                continue
+            left = known.find(s, cut, hash_bytes(s, cut))
+            if not left.n:
+                continue
+            right = known.find(s + cut, n - cut, hash_bytes(s + cut, n - cut))
+            if right.n:
+                rows.push_back(<int32_t>left.value)
+                rows.push_back(<int32_t>right.value)
+                rows.push_back(<int32_t>i)
+    return np.frombuffer(PyByteArray_FromStringAndSize(<char*>rows.data(), 4 * rows.size()), np.int32).reshape(-1, 3)
 
 
 cdef class Encoder:

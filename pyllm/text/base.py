@@ -27,9 +27,9 @@ class Tokenizer:
     """Abstract. A subclass gives `_encode_text(text, src, start) -> (ids, spans)` for normalized text without added tokens: src None, or
     the place of each character in the original, start that of the first; ids (T,) uint32; spans None, or (T, 2) places in the original.
 
-    tokens: list of str by id; contents: list of bytes by id, what each token stands for in the decoded text, `first` the same at its
-    beginning; added: list of AddedToken; roles: {"eos": content, "bos": ..., "pad": ...}, what is missing is taken from ROLES, None for no
-    such token; config: the rest of tokenizer_config.json, written back by save; parts: normalizer, pre_tokenizer, post_processor,
+    tokens: list of str by id; contents: list or dict of bytes by id, what each token stands for in the decoded text, `first` the same at
+    its beginning; added: list of AddedToken; roles: {"eos": content, "bos": ..., "pad": ...}, what is missing is taken from ROLES, None
+    for no such token; config: the rest of tokenizer_config.json, written back by save; parts: normalizer, pre_tokenizer, post_processor,
     decoder, truncation and padding as tokenizer.json writes them.
 
     truncation: None or {"max_length": n, "strategy": "LongestFirst", "direction": "Right"}; padding: None or {"strategy": "BatchLongest"
@@ -40,9 +40,9 @@ class Tokenizer:
 
     def __init__(self, tokens, contents, added=(), roles=None, config=None, parts=None, first=None):
         self._tokens, self._contents, self.added, self.config = tokens, contents, list(added), dict(config or {})
-        self._first = first or contents
+        self._first = contents if first is None else first
         self.parts = dict(parts or {})
-        self._ids = {token: i for i, token in enumerate(tokens)}
+        self._ids = dict(zip(tokens, range(len(tokens))))
         self._special = {t.id for t in self.added if t.special}
         spec = self.parts.get("normalizer")
         self._normalize = None if spec is None else normalizer(spec)
@@ -86,7 +86,7 @@ class Tokenizer:
     @property
     def contents(self):
         """Two lists of the bytes that each id stands for: at the beginning of a text, and behind other tokens."""
-        return self._first, self._contents
+        return tuple([found[i] for i in range(self.vocab_size)] for found in (self._first, self._contents))
 
     def encode(self, text, special=True, template=None):
         """text -> list of ids. special: special tokens written in the text become their id; otherwise they are ordinary text. template:
@@ -367,8 +367,11 @@ def checked_specials(special_tokens):
 def by_id(vocab, added):
     """{token: id} and AddedTokens -> list of tokens by id; FormatError where the ids are not 0 .. V-1, each once."""
     size = len({*vocab, *(t.content for t in added)})
-    tokens = [None] * size
-    for token, i in vocab.items():
+    tokens, ids = [None] * size, list(vocab.values())
+    in_order = set(map(type, ids)) <= {int} and ids == list(range(len(ids)))
+    if in_order:
+        tokens[: len(ids)] = vocab
+    for token, i in () if in_order else vocab.items():
         if type(i) is not int or not 0 <= i < size:
             raise FormatError(f"vocabulary: token {token!r:.60} has id {i!r:.60}; {size} tokens need the ids 0 .. {size - 1} without gaps")
         if tokens[i] is not None:

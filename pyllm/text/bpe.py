@@ -4,6 +4,8 @@ Text is split into words by a pattern, each word's UTF-8 bytes are its first sym
 none is left. The ids equal those of the `tokenizers` package, in encoding and in training.
 """
 import warnings
+from itertools import repeat
+from operator import add
 
 import numpy as np
 
@@ -69,7 +71,7 @@ class ByteLevelBPE(Tokenizer):
         self._steps = [pre_tokenizer(spec) for spec in before]
         tokens = by_id(vocab, added)
         contents = [_content(token) for token in tokens]
-        self._sizes = np.array([len(content) for content in contents], np.int64)
+        self._sizes = np.array(list(map(len, contents)), np.int64)
         for token in added:
             contents[token.id] = token.content.encode()
         own = {"pre_tokenizer": write_pre_tokenizer(pattern, add_prefix_space, before), "decoder": byte_level(True, True)}
@@ -172,18 +174,29 @@ def learn_merges(symbols, lengths, counts, tokens, vocab_size, min_frequency, pr
 
 
 def merge_rows(vocab, merges, prefix="", by_token=False):
-    """-> (M, 4) int32: ids of left, right and merged token, and the rank; by_token: merges into one token have one rank."""
-    made, find, ranks = [left + right[len(prefix):] for left, right in merges], vocab.get, {}
+    """merges: list of pairs of tokens, or (M, 3) int32 ids of left, right and merged token
+    -> (M, 4) int32: these ids and the rank; by_token: merges into one token have one rank."""
     rows = np.empty((len(merges), 4), np.int32)
-    for column, tokens in enumerate(([left for left, _ in merges], [right for _, right in merges], made)):
-        rows[:, column] = [find(token, -1) for token in tokens]
-    wrong = [i for i, (left, right) in enumerate(merges) if not left or not right] or np.flatnonzero((rows[:, :3] < 0).any(1)).tolist()
-    if wrong:
-        left, right = merges[wrong[0]]
-        missing = [token for token in (left, right, made[wrong[0]]) if token not in vocab]
-        raise FormatError(f"merges: number {wrong[0]}, {left!r:.60} + {right!r:.60}, needs tokens that the vocabulary lacks: "
-                          f"{str(missing or ['']):.90}")
-    rows[:, 3] = [ranks.setdefault(token, len(ranks)) for token in made] if by_token else np.arange(len(merges))
+    if isinstance(merges, np.ndarray):
+        rows[:, :3] = merges
+    elif merges:
+        left, right = zip(*merges)
+        made = map(add, left, (token[len(prefix):] for token in right) if prefix else right)
+        for column, tokens in enumerate((left, right, made)):
+            rows[:, column] = list(map(vocab.get, tokens, repeat(-1)))
+        if "" in left or "" in right or (rows[:, :3] < 0).any():
+            at = next(i for i, (a, b) in enumerate(merges) if not a or not b or (rows[i, :3] < 0).any())
+            left, right = merges[at]
+            missing = [token for token in (left, right, left + right[len(prefix):]) if token not in vocab]
+            raise FormatError(f"merges: number {at}, {left!r:.60} + {right!r:.60}, needs tokens that the vocabulary lacks: "
+                              f"{str(missing or ['']):.90}")
+    rows[:, 3] = np.arange(len(rows))
+    if by_token:
+        made, rank = rows[:, 2], np.zeros(rows[:, 2].max(initial=0) + 1, np.int32)
+        rank[made[::-1]] = rows[::-1, 3]  # where each token is made first
+        new = rank[made] == rows[:, 3]
+        rank[made[new]] = np.arange(np.count_nonzero(new))
+        rows[:, 3] = rank[made]
     return rows
 
 

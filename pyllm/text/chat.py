@@ -117,6 +117,17 @@ def declared(tokenizer, messages, **variables):
     return [bool(inside[start:stop].all()) and stop > start for start, stop in places.tolist()]
 
 
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|eom_id|>", "<|end_of_turn|>", "<|endofturn|>")
+
+
+def turn_ends(tokenizer):
+    """-> ids of the special tokens that end a turn of chats everywhere, of a tokenizer with a chat template; what turn_end asks the
+    template costs a rendering."""
+    if tokenizer is None or tokenizer.chat_template is None:
+        return []
+    return [token.id for token in tokenizer.added if token.special and token.content in TURN_ENDS]
+
+
 def turn_end(tokenizer):
     """-> the token that ends what the assistant says, as the template writes it; None where that is no special token."""
     probe, special = "answer", {token.id for token in tokenizer.added if token.special}

@@ -10,11 +10,18 @@ _CLEAN = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n
           (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"))
 
 
-def contents(spec, tokens):
-    """spec: a decoder, but not ByteLevel; tokens: list of str by id -> (list of bytes by id, the same for the first token of a text)."""
-    decode = decoder(spec)
-    return tuple([part if isinstance(part, bytes) else part.encode() for part in (decode(token, first) for token in tokens)]
-                 for first in (False, True))
+class Contents(dict):
+    """spec: a decoder, but not ByteLevel; tokens: list of str by id -> {id: bytes}, each made when it is first asked for; first: what the
+    tokens stand for at the beginning of a text."""
+
+    def __init__(self, spec, tokens, first):
+        "".join(tokens).encode()  # UnicodeEncodeError for a lone surrogate, now rather than in the middle of a text
+        self.decode, self.tokens, self.first = decoder(spec), tokens, first
+
+    def __missing__(self, id):
+        part = self.decode(self.tokens[id], self.first)
+        found = self[id] = part if isinstance(part, bytes) else part.encode("utf-8", "surrogatepass")
+        return found
 
 
 def decoder(spec):

@@ -1,20 +1,25 @@
 """Vocabularies in GGUF files: the keys tokenizer.ggml.* <-> a Tokenizer."""
+import warnings
+
 from ..errors import ConfigError, FormatError
 from .bpe import ByteLevelBPE, byte_level, write_pre_tokenizer
 from .chat import as_file
 from .pattern import short
 from .sentencepiece import SentencePieceBPE
 from .spiece import BPE, BYTE, CONTROL, NORMAL, UNIGRAM, UNKNOWN, UNUSED, USER_DEFINED, Pieces, as_json
-from .split import DIGITS, GPT2, LLAMA3, O200K, QWEN2
+from .split import DIGITS, GPT2, LLAMA3, O200K, QWEN2, TEKKEN
 from .template import around
 from .tokenizer_json import build
 from .vocab_files import word_piece
 
+# tokenizer.ggml.pre -> split pattern, of the architectures that pyllm computes; the first name of a pattern is the one that is written
 PRE = {"gpt-2": GPT2, "default": GPT2, "llama-bpe": LLAMA3, "llama3": LLAMA3, "llama-v3": LLAMA3, "qwen2": QWEN2, "smollm": DIGITS,
-       "gpt-4o": O200K, "roberta-bpe": GPT2, "jina-v2-en": GPT2, "phi-2": GPT2, "starcoder": DIGITS, "refact": DIGITS, "command-r": DIGITS}
+       "gpt-4o": O200K, "tekken": TEKKEN, "roberta-bpe": GPT2, "jina-v2-en": GPT2, "phi-2": GPT2, "starcoder": DIGITS, "refact": DIGITS,
+       "command-r": DIGITS, "minerva-7b": DIGITS, "falcon3": LLAMA3, "pixtral": LLAMA3, "smaug-bpe": LLAMA3, "deepseek-r1-qwen": QWEN2,
+       "megrez": QWEN2, "mellum": GPT2, "a.x-4.0": GPT2, "trillion": GPT2, "granite-docling": GPT2, "mpt": GPT2}
 MODELS = ("gpt2", "llama", "bert", "t5")
 ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep": "seperator", "cls": "cls", "mask": "mask"}
-WHOLE = ("llama-bpe", "llama3", "llama-v3")  # whose words that are tokens are taken whole
+WHOLE = ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken")  # words that are tokens are taken whole; a BOS comes first
 
 
 def from_gguf(metadata):
@@ -42,7 +47,9 @@ def from_gguf(metadata):
         del tokens[-1], types[-1]
     ids = {role: key(f"{name}_token_id", (int, type(None))) for role, name in ROLES.items()}
     ids = {role: i for role, i in ids.items() if i is not None and 0 <= i < len(tokens)}
-    bos, eos = (key(f"add_{role}_token", bool, default) for role, default in (("bos", model == "llama"), ("eos", model == "t5")))
+    pre = key("pre", str, "default")
+    usual = {"bos": model == "llama" or pre in WHOLE, "eos": model == "t5"}
+    bos, eos = (key(f"add_{role}_token", bool, default) for role, default in usual.items())
     if model in ("llama", "t5"):
         scores = list(key("scores", (list, tuple), [0.0] * stated))
         if len(scores) != stated:
@@ -58,7 +65,9 @@ def from_gguf(metadata):
         spelled = [token if kind in (CONTROL, UNKNOWN) or token[:1] == "[" and token[-1:] == "]" else token[1:] if token[:1] == "\u2581"
                    else f"##{token}" for token, kind in zip(tokens, types)]
         return build(word_piece(spelled), {role: spelled[i] for role, i in ids.items()}, config)
-    pre = key("pre", str, "default")
+    if pre == "default":
+        warnings.warn("tokenizer.ggml.pre names no split pattern: GPT-2's is taken, and ids may differ from those the model learned with. "
+                      "Hint: a file converted again by a newer llama.cpp names it", stacklevel=4)
     if pre not in PRE:
         raise FormatError(f"tokenizer.ggml.pre is {pre!r:.60}; supported: {', '.join(PRE)}")
     vocab = {}

@@ -128,11 +128,10 @@ def replaced(spec):
 
 
 def prepended(spec):
-    """With "first" (an addition to the format, which others pass over) only at the beginning of the text."""
-    content, only_first = string(spec, "prepend"), spec.get("first") is True
+    content = string(spec, "prepend")
 
     def step(text, src, first):
-        if not text or only_first and not first:
+        if not text:
             return text, src
         return content + text, None if src is None else np.concatenate([np.full(len(content), src[0]), src])
 

@@ -3,6 +3,7 @@
 The ids equal those of the `tokenizers` package, and of SentencePiece for its model files.
 """
 import re
+from functools import cached_property
 
 import numpy as np
 
@@ -13,28 +14,37 @@ from .words import MARK, WordTokenizer, utf8
 
 
 class SentencePieceBPE(WordTokenizer):
-    """vocab: {token: id}; merges: list of (left, right) tokens, best first; unk_token: for a character that is no token, or None: it is
-    left out; fuse_unk: several of them are one; byte_fallback: its bytes as <0x..> tokens instead; ignore_merges: a word that is a token is
-    taken whole; prefix, suffix: what tokens inside, and at the end of, a word carry; by_token: merges of one token are of one rank,
-    as SentencePiece has it. The other arguments: see WordTokenizer."""
+    """vocab: {token: id}; merges: (left, right) tokens, best first, or rows of ids; unk_token: for a character that is no token, or
+    None: it is left out; fuse_unk: several of them are one; byte_fallback: its bytes as <0x..> tokens instead; ignore_merges: a word that
+    is a token is taken whole; prefix, suffix: what tokens inside, and at the end of, a word carry; by_token: merges of one token are of
+    one rank, as SentencePiece has it. The other arguments: see WordTokenizer."""
 
     def __init__(self, vocab, merges, added=(), *, unk_token=None, fuse_unk=False, byte_fallback=False, ignore_merges=False, prefix="",
                  suffix="", by_token=False, user_defined=(), roles=None, config=None, parts=None):
-        self.merges, self.unk_token, self.fuse_unk, self.byte_fallback = merges, unk_token, fuse_unk, byte_fallback
+        self._merges, self.unk_token, self.fuse_unk, self.byte_fallback = merges, unk_token, fuse_unk, byte_fallback
         self.ignore_merges, self.prefix, self.suffix, self.by_token = ignore_merges, prefix, suffix, by_token
         super().__init__(vocab, added, {**({} if unk_token is None else {"unk": unk_token}), **(roles or {})}, config, parts,
                          user_defined)
-        self._encoder = bpe.loops.Encoder(None, np.full(256, -1, np.int32), bpe.merge_rows(vocab, merges, prefix, by_token))
+        rows = bpe.merge_rows(vocab, merges, prefix, by_token)
+        self._encoder = bpe.loops.Encoder(None, np.full(256, -1, np.int32), rows)
         found = [vocab.get(f"<0x{b:02X}>") for b in range(256)] if byte_fallback else []
         self._bytes = dict(enumerate(found)) if found and None not in found else None
-        single = {*found, vocab.get(unk_token), self.unk_id}
-        affixes = len(prefix) + len(suffix)
-        self._sizes = [1 if i in single else max(1, len(token)) for i, token in enumerate(self._tokens)]  # symbols that a token is made of
-        if affixes:
-            bare = [len(token.removeprefix(prefix).removesuffix(suffix)) for token in self._tokens]
-            self._sizes = [1 if i in single else max(1, n) for i, n in enumerate(bare)]
-        if not affixes and not ignore_merges:
-            self._cut_before_marks([left + right for left, right in merges])
+        if not (prefix or suffix or ignore_merges):
+            self._cut_before_marks([self._tokens[i] for i in np.unique(rows[:, 2]).tolist()])
+
+    @property
+    def merges(self):
+        """Pairs of tokens, best first."""
+        if isinstance(self._merges, np.ndarray):
+            self._merges = [(self._tokens[left], self._tokens[right]) for left, right, _ in self._merges.tolist()]
+        return self._merges
+
+    @cached_property
+    def _sizes(self):
+        """-> list: of how many symbols each token is made."""
+        single = {*(self._bytes or {}).values(), self.vocab.get(self.unk_token), self.unk_id}
+        bare = (token.removeprefix(self.prefix).removesuffix(self.suffix) for token in self._tokens)
+        return [1 if i in single else max(1, len(token)) for i, token in enumerate(bare)]
 
     def _word(self, word, spans):
         vocab = self.vocab

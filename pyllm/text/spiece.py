@@ -3,7 +3,10 @@ import base64
 import struct
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from ..errors import FormatError
+from .bpe import loops as bpe_loops
 from .template import around
 from .words import MARK
 
@@ -106,7 +109,7 @@ def as_json(found, bos=False, eos=False):
         steps += [{"type": "Strip", "strip_left": True, "strip_right": True, "content": " "},
                   {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}]
     if found.add_dummy_prefix:
-        steps.append({"type": "Prepend", "prepend": MARK if found.escape_whitespaces else " ", "first": True})
+        steps.append({"type": "Prepend", "prepend": MARK if found.escape_whitespaces else " "})  # behind special tokens too, as everywhere
     if found.escape_whitespaces:
         steps.append({"type": "Replace", "pattern": {"String": " "}, "content": MARK})
     decoder = [{"type": "Replace", "pattern": {"String": MARK}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]
@@ -128,16 +131,14 @@ def unigram(found, unk):
 
 
 def bpe(found, unk):
-    """Merges are every way of building a piece from two others; the piece of the highest score comes first."""
+    """Merges are every way of building a piece from two others, as rows of ids; the piece of the highest score comes first."""
     if any(kind == UNUSED for *_, kind in found.pieces):
         raise FormatError("unused pieces are not supported in a BPE model")
-    scores = {token: score for token, score, kind in found.pieces if kind == NORMAL}
-    vocab = {token: i for i, (token, *_) in enumerate(found.pieces)}
-    merges = []
-    for token in sorted(scores, key=scores.get, reverse=True):
-        pairs = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in scores and token[i:] in scores]
-        merges += sorted(pairs, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
+    tokens, scores, kinds = zip(*found.pieces)
+    rows = bpe_loops.piece_merges([token.encode() for token in tokens], (np.array(kinds) == NORMAL).astype(np.uint8))
+    left, right, made = rows.T
+    rows = rows[np.lexsort((right, left, made, -np.array(scores)[made]))]
+    vocab = dict(zip(tokens, range(len(tokens))))
     return {"type": "BPE", "dropout": None, "unk_token": unk, "continuing_subword_prefix": None, "end_of_word_suffix": None,
             "fuse_unk": True, "byte_fallback": found.byte_fallback, "ignore_merges": False, "vocab": vocab,
-            "merges": [list(pair) for pair in merges],
-            "by_token": True}
+            "merges": rows, "by_token": True}

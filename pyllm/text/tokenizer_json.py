@@ -6,7 +6,10 @@ pre-tokenizers, post-processors and decoders as the modules of those names list 
 import json
 from dataclasses import fields
 from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
+
+import numpy as np
 
 from ..errors import FormatError
 from .added import AddedToken
@@ -140,8 +143,8 @@ def _build(data, roles, config):
 def _bpe(model, added, roles, config, parts):
     if model.get("dropout"):
         raise FormatError(f"model.dropout is {short(model['dropout'])}; supported: null")
-    vocab, merges = model["vocab"], get(model, "model.", "merges", list)
-    merges = [_read_merge(i, merge) for i, merge in enumerate(merges) if not (isinstance(merge, str) and merge.startswith("#version"))]
+    vocab, merges = model["vocab"], get(model, "model.", "merges", (list, np.ndarray))
+    merges = _read_merges(merges) if isinstance(merges, list) else merges
     spec, decoder = parts["pre_tokenizer"], parts["decoder"]
     if _ends_in_bytes(spec):
         if (decoder["type"] if isinstance(decoder, dict) and "type" in decoder else decoder) not in (None, "ByteLevel"):
@@ -168,6 +171,17 @@ def _ends_in_bytes(spec):
             raise FormatError(f"pre_tokenizer is {short(spec)}; ByteLevel is supported at the end alone")
         return True
     return False
+
+
+def _read_merges(merges):
+    """-> list of pairs; FormatError names the first that is none."""
+    merges = [merge for merge in merges if not (isinstance(merge, str) and merge.startswith("#version"))]
+    kinds = set(map(type, merges))
+    if kinds <= {str} or kinds == {list}:  # no loop in Python over half a million
+        pairs = list(map(tuple, map(str.split, merges, repeat(" ")) if kinds == {str} else merges))
+        if set(map(len, pairs)) <= {2} and set(map(type, chain.from_iterable(pairs))) <= {str}:
+            return pairs
+    return [_read_merge(i, merge) for i, merge in enumerate(merges)]
 
 
 def _read_merge(i, merge):

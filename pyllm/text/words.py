@@ -6,7 +6,7 @@ import numpy as np
 
 from ..errors import FormatError
 from .base import Tokenizer, by_id
-from .decode import contents
+from .decode import Contents
 from .pre_tokenize import by_delimiters, by_words, pre_tokenizer
 
 LONG = 48  # characters; longer words are not remembered
@@ -43,8 +43,8 @@ class WordTokenizer(Tokenizer):
         parts = dict(parts or {})
         spec = parts.get("pre_tokenizer")
         self._steps, self._cuts = [] if spec is None else [pre_tokenizer(spec)], []
-        inner, first = contents(parts.get("decoder"), tokens)
-        super().__init__(tokens, inner, added, roles, config, parts, first)
+        later, first = (Contents(parts.get("decoder"), tokens, at_first) for at_first in (False, True))
+        super().__init__(tokens, later, added, roles, config, parts, first)
         if not all(type(i) is int and 0 <= i < len(tokens) and tokens[i] for i in self.user_defined):
             raise FormatError(f"user_defined holds {self.user_defined[:5]}, expected ids below {len(tokens)}")
         self._user = {tokens[i]: i for i in self.user_defined}

@@ -77,7 +77,7 @@ def test_a_draft_changes_nothing(folder, capsys):
 @pytest.mark.parametrize("options,words", [
     (("--regex", "a", "--json-schema", "b"), "--regex and --json-schema"), (("--draft", "a", "--prompt-lookup", "3"), "--draft and"),
     (("--regex", "(a"), r"a \( without its"), (("--prompt-lookup", "0"), "PromptLookup: tokens=0"),
-    (("--num-beams", "2", "--temp", "1"), "beam search does not draw"),
+    (("--num-beams", "0"), "num_beams=0, expected a whole number of at least 1"),
 ])
 def test_wrong_options_are_named(folder, capsys, options, words):
     assert main(["generate", "--model", str(folder), "--prompt", "a", *options]) == 3

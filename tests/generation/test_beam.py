@@ -62,3 +62,40 @@ def test_a_full_context_and_no_tokens_end_a_search(any_model):
         assert len(found.ids) == 2 and found.finish_reason == "length"
     nothing = generate(any_model, None, [1], max_tokens=0, num_beams=3)
     assert nothing.ids == [] and nothing.text == ""
+
+
+def test_drawn_beams_are_likely_texts_that_a_seed_decides():
+    """Row by row as alone; never a forbidden token; with one token left to choose from, beam search's own."""
+    model = build(dict(model_type="llama", vocab_size=30, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+                       max_position_embeddings=32, eos_token_id=3), seed=1)
+    for p in model.parameters():
+        p.data *= 5
+    options = dict(num_beams=4, max_tokens=8, temperature=1.0, num_return_sequences=4)
+    found = {seed: generate(model, None, [1, 2], seed=seed, **options) for seed in range(6)}
+    texts = {tuple(tuple(g.ids) for g in row) for row in found.values()}
+    assert len(texts) > 1 and found[0] == generate(model, None, [1, 2], seed=0, **options)
+    for row in found.values():
+        assert len({tuple(g.ids) for g in row}) == 4 and [g.score for g in row] == sorted((g.score for g in row), reverse=True)
+        for g in row:
+            assert g.score == pytest.approx(log_probs(model, [1, 2], g.ids).sum() / len(g.ids), rel=1e-4)
+    batch = generate(model, None, [[1, 2], [5, 6, 7]], seed=0, **options)
+    assert batch[0] == found[0] and batch[1] == generate(model, None, [5, 6, 7], seed=4, **options)
+    searched = [generate(model, None, [1, 2], num_beams=4, max_tokens=8, seed=seed, top_k=1) for seed in (0, 1)]
+    assert len({tuple(g.ids) for g in searched}) == 1
+
+
+def test_the_first_tokens_of_drawn_beams_have_the_models_frequencies():
+    model = build(dict(model_type="llama", vocab_size=6, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+                       max_position_embeddings=8, eos_token_id=5), seed=3)
+    model.get("lm_head.weight").data *= 40
+    p = np.exp([log_probs(model, [1], [i])[0] for i in range(6)])
+    # two beams, four of six looked at, the best of them returned: every token but the least likely ones can win, the likeliest most often
+    wins = np.bincount([generate(model, None, [1], num_beams=2, max_tokens=1, temperature=1.0, seed=seed).ids[0] for seed in range(300)],
+                       minlength=6) / 300
+    order, expected = np.argsort(-p), np.zeros(6)
+    for drawn in itertools.permutations(range(6), 4):
+        left, chance = 1.0, 1.0
+        for i in drawn:
+            chance, left = chance * p[i] / left, left - p[i]
+        expected[next(i for i in order if i in drawn)] += chance
+    assert np.abs(wins - expected).max() < 0.09

@@ -219,12 +219,30 @@ def test_ranges_of_whole_numbers(one, other, value):
     assert not constraint.matches("-0") and not constraint.matches("00") and constraint.matches(str(low)) and constraint.matches(str(high))
 
 
+TREE = {"$defs": {"tree": {"properties": {"name": {"type": "string"}, "children": {"type": "array", "items": {"$ref": "#/$defs/tree"}}},
+                           "required": ["name", "children"]}}, "$ref": "#/$defs/tree"}
+VALUE = {"$defs": {"value": {"anyOf": [{"type": ["null", "boolean", "integer"]}, {"type": "array", "items": {"$ref": "#/$defs/value"}},
+                                       {"type": "object", "additionalProperties": {"$ref": "#/$defs/value"}}]}}, "$ref": "#/$defs/value"}
+
+
+def nested(depth):
+    return {"name": "a", "children": [nested(depth - 1)] * 2 if depth else []}
+
+
+def test_a_schema_that_refers_to_itself_is_followed_some_levels_deep():
+    trees, values = Constraint.json(TREE), Constraint.json(VALUE)
+    assert all(trees.matches(json.dumps(nested(depth))) for depth in range(5)) and not trees.matches(json.dumps(nested(5)))
+    assert not trees.matches('{"name": "a"}') and not trees.matches('{"name": "a", "children": [{}]}')
+    assert values.matches('[1, {"a": [null, true], "b": {}}]') and values.matches("7") and not values.matches("[1, ]")
+
+
 @pytest.mark.parametrize("schema,words", [
     ({"type": "object"}, "an object without properties"), ({}, "type None; expected one of object"), (True, "True; expected an object"),
     ({"type": "text"}, "type 'text'"),
     ({"type": "string", "maxLenght": 3}, "#: 'maxLenght' is not supported here. Did you mean 'maxLength'"),
     ({"type": "array"}, "an array without items"), ({"$ref": "#/$defs/no"}, "leads nowhere"), ({"enum": []}, "expected a list, not empty"),
-    ({"$defs": {"t": {"type": "array", "items": {"$ref": "#/$defs/t"}}}, "$ref": "#/$defs/t"}, "refers to itself"),
+    ({"$defs": {"t": {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/t"}}}, "$ref": "#/$defs/t"}, "no text is of it"),
+    ({"$ref": "#"}, "no text is of it|leads nowhere"),
     ({"properties": {"a": {"type": "null"}}, "required": ["b"]}, "required 'b' is not among"), ("{", "not JSON"),
     ({"properties": {"a": {"properties": {"b": {"not": {}}}}}}, "#/properties/a/properties/b: 'not' is not supported"),
     ({"type": "integer", "minimum": 3, "maximum": 2}, "minimum 3 is above"), ({"type": "integer", "minimum": 0.5}, "minimum 0.5"),

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 import pyllm
 from pyllm.errors import FormatError
+from pyllm.folders import build
 from pyllm.generation import Sampling, generate
 from pyllm.generation.sampling import repeating
 
@@ -91,7 +92,8 @@ def test_when_nothing_is_allowed_it_is_said(any_model):
     (dict(temprature=1.0), "unknown argument 'temprature'. Did you mean 'temperature'"),
     (dict(num_beams=0), "num_beams=0"),
     (dict(num_beams=2, num_return_sequences=3), "num_return_sequences=3 of num_beams=2"),
-    (dict(num_beams=2, temperature=0.5), "beam search does not draw"),
+    (dict(bad_words_ids=[[3], []]), "bad_words_ids="),
+    (dict(bad_words_ids=[3]), "expected rows of token ids, none empty"),
     (dict(num_beams=2, logprobs=True), "num_beams=2 with logprobs"),
     (dict(early_stopping="soon"), "early_stopping='soon'"),
     (dict(sampling=Sampling(), top_k=3), "sampling and top_k"),
@@ -132,8 +134,8 @@ def test_generation_config_decides_where_the_caller_does_not(filed):
 
 
 def test_keys_that_would_change_the_text_are_named(filed):
-    with pytest.warns(UserWarning, match=r"typical_p=0.5, bad_words_ids=\[\[3\]\], which pyllm does not compute"):
-        generate(filed({"typical_p": 0.5, "bad_words_ids": [[3]], "top_h": None}), None, [5], max_tokens=1)
+    with pytest.warns(UserWarning, match=r"typical_p=0.5, sequence_bias=\[\[\[3\], 0.5\]\], which pyllm does not compute"):
+        generate(filed({"typical_p": 0.5, "sequence_bias": [[[3], 0.5]], "top_h": None}), None, [5], max_tokens=1)
 
 
 def test_generation_config_travels_with_the_folder(filed, tmp_path):
@@ -146,3 +148,26 @@ def test_generation_config_travels_with_the_folder(filed, tmp_path):
     (tmp_path / "a/generation_config.json").write_text("[1]")
     with pytest.raises(FormatError, match="generation_config.json: a list"):
         pyllm.load(tmp_path / "a")
+
+
+def test_bad_words_never_come_nor_begin_in_the_prompt():
+    model = build(dict(model_type="llama", vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+                       max_position_embeddings=64), seed=2)
+    plain = generate(model, None, [1, 2], max_tokens=30, temperature=2.0, seed=3).ids
+    bad = [[plain[0]], plain[3:5], [2, plain[7]], [8, 8, 8, 8, 8]]
+    text = [1, 2, *generate(model, None, [1, 2], max_tokens=30, temperature=2.0, seed=3, bad_words_ids=bad).ids]
+    for words in bad:
+        assert not any(text[i : i + len(words)] == words for i in range(2 - len(words[:-1]), len(text)))
+    assert generate(model, None, [1, 2], max_tokens=30, temperature=2.0, seed=3, bad_words_ids=[[8, 8, 8, 8, 8, 8]]).ids == plain
+
+
+def test_the_end_of_a_turn_ends_a_text_of_a_chat_model():
+    from pyllm.generation.generate import end_ids
+    from pyllm.text import ByteLevelBPE
+
+    tokenizer = ByteLevelBPE.train(["some text"], 300, special_tokens=("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
+    model = build(dict(model_type="llama", vocab_size=tokenizer.vocab_size, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                       num_attention_heads=2), seed=2)
+    assert end_ids(model, tokenizer) == {tokenizer.eos_id}
+    tokenizer.chat_template = "chatml"
+    assert end_ids(model, tokenizer) == {tokenizer.eos_id, tokenizer.id("<|im_end|>")}

@@ -143,7 +143,7 @@ ODD = {  # name: (bytes, what the message says)
     "tensor twice": (file(tensors=[ONE, ONE], data=bytes(64)), "tensor 't': stands twice"),
     "5 dimensions": (file(tensors=[(b"t", (1,) * 5, 0, 0)], data=bytes(32)), "5 dimensions"),
     "many dimensions": (file(counts=(1, 0))[:24] + text(b"t") + struct.pack("<I", 2**32 - 1) + bytes(40), "4294967295 dimensions"),
-    "unread type": (file(tensors=[(b"t", (256,), 10, 0)], data=bytes(96)), r"type Q2_K \(10\) is not read; expected one of F32"),
+    "unread type": (file(tensors=[(b"t", (256,), 16, 0)], data=bytes(96)), r"type IQ2_XXS \(16\) is not read; expected one of F32"),
     "no type": (file(tensors=[(b"t", (4,), 77, 0)], data=bytes(32)), r"type unknown \(77\)"),
     "shape wraps": (file(tensors=[(b"t", (2**32, 2**32), 0, 0)], data=bytes(32)), "more than 2\\^63"),
     "zero-size over NumPy": (file(tensors=[(b"t", (0, 2**62), 0, 0)], data=bytes(32)), "more than 2\\^63"),

@@ -64,6 +64,7 @@ GREEDY = {
     "suppressed": dict(suppress_tokens=[4, 5, 6, 7, 8], begin_suppress_tokens=list(range(20, 40))),
     "forced": dict(forced_eos_token_id=END, min_new_tokens=14),
     "least": dict(min_new_tokens=9),
+    "bad words": dict(bad_words_ids=[[4], [5, 6], [8, 7, 7], [22, 31], [12, 13, 3]] + [[i, j] for i in range(30, 50) for j in range(20)]),
     "all": dict(repetition_penalty=1.2, no_repeat_ngram_size=3, min_new_tokens=5, suppress_tokens=[9], forced_eos_token_id=END),
 }
 

@@ -48,3 +48,47 @@ def test_gemma_3_has_their_logits(tmp_path):
     model, tokenizer = pyllm.load(tmp_path / "m.gguf")
     ids = tokenizer.encode("The capital of France is Paris. " * 100)[:600]
     np.testing.assert_allclose(model(np.array([ids], np.int32)).data, theirs(tmp_path / "m.gguf", np.array([ids])), atol=2e-3)
+
+
+# ---- families that are read alone: the names are the gguf package's own
+
+def written(model, keys, path, drop=()):
+    """Writes a model's weights under the names that the gguf package gives those of its checkpoint."""
+    from gguf import MODEL_ARCH, get_tensor_name_map
+
+    from pyllm.io import gguf
+
+    arch = model.config.model_type
+    names = get_tensor_name_map(MODEL_ARCH[arch.upper()], 8)
+    tensors = {names.get_name(name, try_suffixes=(".weight", ".bias")): a for name, a in model.state().items() if not name.startswith(drop)}
+    assert None not in tensors
+    gguf.write(path, {"general.architecture": arch, **{f"{arch}.{key}": value for key, value in keys.items()}}, tensors)
+
+
+@pytest.mark.parametrize("types", [1, 2])
+def test_bert_is_read(types, tmp_path):
+    """An embedding model, whose file leaves the pooler out."""
+    model = drawn(dict(model_type="bert", architectures=["BertModel"], vocab_size=300, hidden_size=64, num_hidden_layers=2,
+                       num_attention_heads=4, intermediate_size=96, max_position_embeddings=40, type_vocab_size=types, layer_norm_eps=1e-5))
+    keys = {"context_length": 40, "embedding_length": 64, "block_count": 2, "feed_forward_length": 96, "attention.head_count": 4,
+            "attention.layer_norm_epsilon": 1e-5, "attention.causal": False, "pooling_type": 2}
+    written(model, keys, tmp_path / "m.gguf", drop=("pooler",))
+    again, _ = pyllm.load(tmp_path / "m.gguf")
+    assert np.array_equal(again(TOKENS).data, model(TOKENS).data) and again.config.extra["pooling"] == "cls"
+    pyllm.save(again, None, tmp_path / "folder")
+    theirs = transformers.AutoModel.from_pretrained(tmp_path / "folder").eval()
+    with torch.no_grad():
+        np.testing.assert_allclose(theirs(torch.from_numpy(TOKENS).long())[0].numpy(), model(TOKENS).data, atol=1e-5)
+    assert np.array_equal(pyllm.load(tmp_path / "folder")[0](TOKENS).data, model(TOKENS).data)
+
+
+@pytest.mark.parametrize("kind, tied", [("relu", True), ("gated-gelu", False)])
+def test_t5_is_read(kind, tied, tmp_path):
+    model = drawn(dict(model_type="t5", vocab_size=300, d_model=64, d_kv=16, d_ff=96, num_layers=2, num_decoder_layers=3, num_heads=4,
+                       n_positions=128, relative_attention_num_buckets=16, feed_forward_proj=kind, tie_word_embeddings=tied))
+    keys = {"context_length": 128, "embedding_length": 64, "feed_forward_length": 96, "block_count": 2, "decoder_block_count": 3,
+            "attention.head_count": 4, "attention.key_length": 16, "attention.value_length": 16, "attention.layer_norm_epsilon": 1e-6,
+            "attention.relative_buckets_count": 16, "attention.layer_norm_rms_epsilon": 1e-6, "decoder_start_token_id": 0}
+    written(model, keys, tmp_path / "m.gguf")
+    again, _ = pyllm.load(tmp_path / "m.gguf")
+    assert np.array_equal(again(TOKENS, TOKENS[:, ::-1]).data, model(TOKENS, TOKENS[:, ::-1]).data)
