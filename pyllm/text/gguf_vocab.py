@@ -40,7 +40,7 @@ def from_gguf(metadata):
     types = list(key("token_type", (list, tuple), [NORMAL] * len(tokens)))
     if model not in MODELS:
         raise FormatError(f"tokenizer.ggml.model is {model!r:.60}; supported: {', '.join(MODELS)}")
-    if len(types) != len(tokens) or not all(isinstance(token, str) for token in tokens):
+    if len(types) != len(tokens) or set(map(type, tokens)) - {str}:
         raise FormatError(f"tokenizer.ggml.tokens has {len(tokens)} entries, token_type {len(types)}; expected as many, all strings")
     stated = len(tokens)
     while tokens and types[-1] == UNUSED and tokens[-1] == f"[PAD{len(tokens) - 1}]":  # rows of the model that no token has

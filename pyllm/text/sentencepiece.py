@@ -30,7 +30,8 @@ class SentencePieceBPE(WordTokenizer):
         found = [vocab.get(f"<0x{b:02X}>") for b in range(256)] if byte_fallback else []
         self._bytes = dict(enumerate(found)) if found and None not in found else None
         if not (prefix or suffix or ignore_merges):
-            self._cut_before_marks([self._tokens[i] for i in np.unique(rows[:, 2]).tolist()])
+            made = np.bincount(rows[:, 2], minlength=1)
+            self._cut_before_marks([self._tokens[i] for i in np.flatnonzero(made).tolist()])
 
     @property
     def merges(self):
