@@ -13,7 +13,7 @@ NUMBERS = {  # option -> (type, metavar, what it does); without it generation_co
     "frequency-penalty": (float, "X", "the same, times how often"),
     "no-repeat-ngram-size": (int, "N", "no N tokens in a row twice"),
     "min-tokens": (int, "N", "no end before so many tokens"),
-    "num-beams": (int, "N", "the likeliest text that a search over N at a time finds, rather than a drawn one"),
+    "num-beams": (int, "N", "the likeliest text that a search over N at a time finds; with --temp and the like, one drawn from as many"),
     "length-penalty": (float, "X", "of that search: above 0 prefers long texts, below 0 short ones"),
 }
 
@@ -24,7 +24,9 @@ ADAPTER = dict(action="append", default=[], metavar="FOLDER",
 
 def add_arguments(parser):
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="a model folder, a run folder of pyllm, or a .gguf file")
+    one = parser.add_mutually_exclusive_group(required=True)
+    one.add_argument("model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help="a model folder, a run folder, or a .gguf file")
+    one.add_argument("--model", metavar="MODEL", help="the same")
     add("--adapter", **ADAPTER)
     add("--prompt", metavar="TEXT", help="what to continue; - or a pipe: standard input, without its last line end")
     add("--max-tokens", "--max_tokens", type=int, metavar="N", help="tokens at most (default: as generation_config.json says, else 100)")

@@ -3,6 +3,7 @@ import re
 from bisect import bisect_right
 from dataclasses import dataclass
 
+from .pattern import any_of
 from .unicode import BLANK, word
 
 
@@ -26,8 +27,7 @@ class Finder:
     def __init__(self, tokens, spell=None):
         self.tokens = {spelled: token for token in tokens if (spelled := spell(token.content) if spell else token.content)}
         self.plain = not any(t.single_word or t.lstrip or t.rstrip for t in tokens)
-        found = sorted(self.tokens, key=len, reverse=True)
-        self.find = re.compile("|".join(map(re.escape, found)) if found else "(?!)").finditer
+        self.find = re.compile(any_of(self.tokens) if self.tokens else "(?!)").finditer
 
     def split(self, text, src, start, special, closed=()):
         """-> list of (piece of text without tokens, its src, its start) and (token's id, (first, last + 1) place in the original, None).

@@ -13,6 +13,21 @@ def short(value):
     return f"a {type(value).__name__} of {len(value)}" if large else json.dumps(value)[:120]
 
 
+def any_of(texts, depth=12):
+    """-> an expression for the longest of some texts, none empty, that stands at a place. Beginnings are shared, down to `depth`
+    characters: side by side, thousands of texts would each be tried at every place."""
+    if not depth:
+        return "(?:" + "|".join(map(re.escape, sorted(texts, key=len, reverse=True))) + ")"
+    behind = {}
+    for text in texts:
+        behind.setdefault(text[0], []).append(text[1:])
+    parts = []
+    for first, rests in behind.items():
+        longer = [rest for rest in rests if rest]
+        parts.append(re.escape(first) + (any_of(longer, depth - 1) + "?" * (len(longer) < len(rests)) if longer else ""))
+    return "(?:" + "|".join(parts) + ")"
+
+
 class Limited:
     """An expression of the package `regex` that gives up, with a FormatError, after a second and one more for every 100,000 characters:
     some expressions take years on some texts."""

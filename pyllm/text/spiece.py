@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..errors import FormatError
-from .bpe import loops as bpe_loops
+from . import bpe as merging
 from .template import around
 from .words import MARK
 
@@ -135,7 +135,7 @@ def bpe(found, unk):
     if any(kind == UNUSED for *_, kind in found.pieces):
         raise FormatError("unused pieces are not supported in a BPE model")
     tokens, scores, kinds = zip(*found.pieces)
-    rows = bpe_loops.piece_merges([token.encode() for token in tokens], (np.array(kinds) == NORMAL).astype(np.uint8))
+    rows = merging.loops.piece_merges([token.encode() for token in tokens], (np.array(kinds) == NORMAL).astype(np.uint8))
     left, right, made = rows.T
     rows = rows[np.lexsort((right, left, made, -np.array(scores)[made]))]
     vocab = dict(zip(tokens, range(len(tokens))))

@@ -7,6 +7,7 @@ import numpy as np
 from ..errors import FormatError
 from .base import Tokenizer, by_id
 from .decode import Contents
+from .pattern import any_of
 from .pre_tokenize import by_delimiters, by_words, pre_tokenizer
 
 LONG = 48  # characters; longer words are not remembered
@@ -49,8 +50,7 @@ class WordTokenizer(Tokenizer):
             raise FormatError(f"user_defined holds {self.user_defined[:5]}, expected ids below {len(tokens)}")
         self._user = {tokens[i]: i for i in self.user_defined}
         if self._user:
-            found = sorted(self._user, key=len, reverse=True)
-            self._cuts.append(by_delimiters(re.compile("|".join(map(re.escape, found))), "Isolated"))
+            self._cuts.append(by_delimiters(re.compile(any_of(self._user)), "Isolated"))
         self._known = Known(lambda word: self._whole(word, False)[0])
         self._spans = Known(lambda word: self._whole(word, True))
 

@@ -70,6 +70,7 @@ def test_generate_prints_the_continuation_alone(folder, capsys):
     streamed = capsys.readouterr()
     assert main([*command, "--stream"]) == 0
     assert capsys.readouterr().out == streamed.out and streamed.err == ""
+    assert main(["generate", *command[2:]]) == 0 and capsys.readouterr().out == streamed.out
     model, tokenizer = pyllm.load(folder)
     assert streamed.out == pyllm.generate(model, tokenizer, "the quick", max_tokens=12, seed=3).text + "\n"
 

@@ -3,6 +3,7 @@
 pytest tests/text/test_kinds.py
 """
 import json
+import re
 import time
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 
 from pyllm.errors import ConfigError, FormatError
 from pyllm.text import SentencePieceBPE, Unigram, WordPiece, _bpe_py, _pieces_py, bpe, from_gguf, read_tokenizer, unigram, wordpiece
+from pyllm.text.pattern import any_of
+from pyllm.text.spiece import BPE, Pieces, as_json
 from pyllm.text.template import around
 from pyllm.text.tokenizer_json import build
 
@@ -278,3 +281,26 @@ def test_hostile_text_is_learned_from_in_linear_time(kind, unit):
     tokenizer = getattr(text, kind).train([sample], 400)
     assert len(tokenizer.encode(sample[:1000])) <= 3000
     assert time.process_time() - began < 8
+
+
+@given(st.lists(st.text("ab\n.", min_size=1, max_size=20), min_size=1, max_size=20, unique=True), st.text("ab\n.", max_size=60))
+def test_the_longest_of_many_tokens_is_found_as_if_each_were_tried(tokens, text):
+    each = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
+    assert [m.span() for m in re.finditer(any_of(tokens), text)] == [m.span() for m in each.finditer(text)]
+
+
+@given(st.lists(st.text("ab\u2581\u00e9", max_size=6), unique=True, min_size=1), st.data())
+def test_merges_of_pieces_are_every_way_to_make_one_of_two(pieces, data):
+    usable = np.array(data.draw(st.lists(st.booleans(), min_size=len(pieces), max_size=len(pieces))), np.uint8)
+    ids = {piece: i for i, piece in enumerate(pieces) if usable[i] and piece}
+    expected = [[ids[piece[:n]], ids[piece[n:]], i] for piece, i in ids.items() for n in range(1, len(piece))
+                if piece[:n] in ids and piece[n:] in ids]
+    for loops in (bpe.loops, _bpe_py):
+        assert loops.piece_merges([piece.encode() for piece in pieces], usable).tolist() == expected
+
+
+def test_a_prefix_stands_behind_special_tokens_too():
+    """As transformers (legacy) and llama.cpp have it: </s>World is </s> and \u2581World."""
+    pieces = [("<unk>", 0.0, 2), ("</s>", 0.0, 3), ("\u2581", -1.0, 1), *((c, -2.0, 1) for c in "ab")]
+    tokenizer = build(*as_json(Pieces(pieces, BPE, remove_extra_whitespaces=False)), {})
+    assert "|".join(tokenizer.token(i) for i in tokenizer.encode("a</s>b</s> a")) == "\u2581|a|</s>|\u2581|b|</s>|\u2581|\u2581|a"
