@@ -8,6 +8,9 @@ from pyllm.errors import ConfigError, suggest
 from pyllm.nn import ACTIVATIONS, Linear, Module, positions, virtual
 
 
+EVERYWHERE = {"quantization_config": None}  # FIXED of every family: GPTQ, AWQ, bitsandbytes ... hold other tensors than weights
+
+
 class Config:
     """A frozen dataclass with the keys of the Hugging Face config.json; keys it does not know are kept in `extra`.
 
@@ -30,7 +33,7 @@ class Config:
         """values: what a config.json holds; `from_sizes` is for configurations that people write."""
         known = {f.name: f for f in dataclasses.fields(cls) if f.name != "extra"}
         unknown = {k: v for k, v in values.items() if k not in known and k not in ("model_type", "architectures")}
-        wrong = [f"{key}={unknown[key]!r}; only {right!r} is supported" for key, right in cls.FIXED.items()
+        wrong = [f"{key}={unknown[key]!r:.80}; only {right!r} is supported" for key, right in {**cls.FIXED, **EVERYWHERE}.items()
                  if unknown.get(key) not in (right, None)]
         if wrong:
             raise ConfigError(f"{cls.model_type} config: " + ", and ".join(wrong))

@@ -15,7 +15,7 @@ class DecoderConfig(Config):
 
     SIZES = {"layers": ("num_hidden_layers",), "heads": ("num_attention_heads",), "width": ("hidden_size",),
              "context": ("max_position_embeddings",), "dropout": ("dropout",)}
-    FIXED = {"partial_rotary_factor": 1.0}
+    FIXED = {"partial_rotary_factor": 1.0, "rope_interleaved": False}
     vocab_size: int = 32000
     hidden_size: int = 4096
     intermediate_size: int = 11008

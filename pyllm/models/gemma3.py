@@ -11,7 +11,8 @@ class Gemma3Config(DecoderConfig):
     """Keys of the Hugging Face config.json; defaults are the library's. rope_theta and rope_scaling are the global layers'."""
 
     model_type, architecture, base_architecture = "gemma3_text", "Gemma3ForCausalLM", "Gemma3TextModel"
-    FIXED = {**DecoderConfig.FIXED, "final_logit_softcapping": None, "attn_logit_softcapping": None}
+    FIXED = {**DecoderConfig.FIXED, "final_logit_softcapping": None, "attn_logit_softcapping": None,
+             "use_bidirectional_attention": False}
     vocab_size: int = 262208
     hidden_size: int = 2304
     intermediate_size: int = 9216

@@ -6,6 +6,7 @@ import pytest
 from pyllm.errors import ConfigError
 from pyllm.folders import build
 from pyllm.models import FAMILIES, Gemma3Config, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from pyllm.models.base import EVERYWHERE
 
 GPT2_SMALL = {"model_type": "gpt2", "activation_function": "gelu_new", "attn_pdrop": 0.1, "n_ctx": 1024, "n_inner": None,
               "bos_token_id": 50256}
@@ -63,10 +64,16 @@ def test_windows_of_the_layers():
 def test_what_another_variant_computes_otherwise_is_refused(family):
     kind = FAMILIES[family][0]
     assert kind.FIXED
-    for key, right in kind.FIXED.items():
+    for key, right in {**kind.FIXED, **EVERYWHERE}.items():
         assert kind.from_dict({key: right}).extra == {key: right}
         with pytest.raises(ConfigError, match=f"{key}='other'; only {right!r} is supported"):
             kind.from_dict({key: "other"})
+
+
+def test_embedding_models_of_gemma_are_not_read_causally():
+    """EmbeddingGemma's config.json is Gemma 3's but for one key."""
+    with pytest.raises(ConfigError, match="use_bidirectional_attention=True; only False is supported"):
+        Gemma3Config.from_dict({"use_bidirectional_attention": True})
 
 
 def test_an_unknown_key_gets_the_nearest_name():
