@@ -31,9 +31,15 @@ def add_arguments(parser):
 
 
 def run(args):
+    from pyllm.errors import ConfigError
+    from pyllm.text.chat import BUILT_IN
+
     model, tokenizer = opened(args.model, args.adapter, args.packed)
     if args.template is not None:
         tokenizer.chat_template = template(args.template)
+    if tokenizer.chat_template is None:
+        raise ConfigError(f"{args.model} has no chat template: it may never have seen a chat. Hint: --template NAME with one of "
+                          f"{', '.join(BUILT_IN)}, or pyllm generate, which goes on with any text")
     sampling = {"max_tokens": args.max_tokens, **{name: getattr(args, name) for name in GIVEN if getattr(args, name) is not None}}
     talk = Talk(model, tokenizer, args.system, args.seed, **sampling)
     screen = sys.stdin.isatty() and sys.stdout.isatty()

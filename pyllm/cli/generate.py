@@ -156,5 +156,7 @@ def model_folder(path):
 
     found = newest(folder / "checkpoints")
     if found is None:
-        raise FileNotFoundError(f"{folder}: expected a model folder (config.json, model.safetensors) or a run folder of pyllm pretrain")
+        what = "" if folder.exists() else " no such file or folder;"
+        raise FileNotFoundError(f"{folder}:{what} expected a model folder (config.json, model.safetensors), a .gguf file or a run folder "
+                                "of pyllm pretrain")
     return found

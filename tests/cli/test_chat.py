@@ -114,7 +114,8 @@ def test_a_model_without_a_template_says_what_to_do(chat, folder, tmp_path, caps
     model, tokenizer = pyllm.load(folder)
     tokenizer.chat_template = None
     pyllm.save(model, tokenizer, tmp_path / "m")
-    assert main(["chat", str(tmp_path / "m")]) == 3 and "no chat template" in capsys.readouterr().err
+    assert main(["chat", str(tmp_path / "m")]) == 3 and "has no chat template: it may never" in (said := capsys.readouterr().err)
+    assert "Hint: --template NAME" in said
     assert chat("hello\n", "--template", "chatml")[1] == expected(folder, "hello")[0] + "\n"
     assert "expected one of chatml, llama3, gemma, alpaca, or a file" in chat("", "--template", "chatmel")[2]
 
