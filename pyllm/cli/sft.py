@@ -151,7 +151,7 @@ def open_model(path, packed=False):
 
     model, tokenizer = load(path if Path(path).is_file() else model_folder(path), packed=packed)
     if tokenizer is None:
-        raise FormatError(f"{path}: has no tokenizer, which text needs")
+        raise FormatError(f"{path}: has no tokenizer file, such as tokenizer.json, which text needs")
     return model, tokenizer
 
 
