@@ -87,6 +87,7 @@ def tokenizers():
     return {"bytes": ByteLevelBPE.train(text, vocab_size=280), "pieces": SentencePieceBPE.train(text, vocab_size=290)}
 
 
+@pytest.mark.filterwarnings("ignore:tokenizer.ggml.pre names no split pattern")
 @pytest.mark.parametrize("kind", ["bytes", "pieces"])
 def test_mutated_gguf_models(tmp_path, tokenizers, kind):
     """Whole files with a tokenizer, opened as a user would: mutants of the metadata's values, and of the bytes before the data."""
