@@ -118,7 +118,7 @@ cdef class Scanner:
                 break
             skip = 0
         end = end or upper
-        if self.contractions and end and end < n and s[end] == c"'":
+        if end and end < n and s[end] == c"'":
             end = self.contraction(s, n, end) or end
         return end
 
@@ -161,39 +161,59 @@ cdef class Scanner:
         return j if j == n or last == i or here & self.edge else last
 
 
-def piece_merges(list pieces, const uint8_t[::1] usable):
-    """pieces: list of bytes, UTF-8; usable: (V,), 1 for those that may be parts -> (M, 3) int32: every way of building a usable piece from
-    two others: left, right, piece; pieces in order, of each the longest left part last."""
-    cdef WordTable known = WordTable()
-    cdef vector[int32_t] rows
-    cdef vector[uint8_t] sizes  # whether a piece of so many bytes is there
-    cdef Py_ssize_t i, n, cut
-    cdef text_t s
-    cdef Word* left
-    cdef Word* right
-    for i in range(len(pieces)):
-        n = PyBytes_GET_SIZE(pieces[i])
-        if usable[i] and n:
-            s = <text_t>PyBytes_AS_STRING(pieces[i])
-            known.put(s, n, hash_bytes(s, n), i)
-            if <Py_ssize_t>sizes.size() <= n:
-                sizes.resize(n + 1)
-            sizes[n] = 1
-    for i in range(len(pieces)):
-        n = PyBytes_GET_SIZE(pieces[i])
-        s = <text_t>PyBytes_AS_STRING(pieces[i])
-        for cut in range(1, n if usable[i] else 1):
-            if s[cut] & 0xC0 == 0x80 or not sizes[cut] or not sizes[n - cut]:
-                continue
-            left = known.find(s, cut, hash_bytes(s, cut))
-            if not left.n:
-                continue
-            right = known.find(s + cut, n - cut, hash_bytes(s + cut, n - cut))
-            if right.n:
-                rows.push_back(<int32_t>left.value)
-                rows.push_back(<int32_t>right.value)
-                rows.push_back(<int32_t>i)
-    return np.frombuffer(PyByteArray_FromStringAndSize(<char*>rows.data(), 4 * rows.size()), np.int32).reshape(-1, 3)
+cdef struct Word:
+    uint64_t hash, start, n  # its text is text[start:start + n]; n == 0: a free slot
+    int64_t value
+
+
+cdef class WordTable:
+    """bytes -> int64; open addressing, at most half full."""
+    cdef vector[Word] slots
+    cdef vector[uint8_t] text
+    cdef size_t used
+
+    def __cinit__(self):
+        self.clear(1 << 12)
+
+    cdef int clear(self, size_t slots) except -1:
+        cdef Word free
+        free.hash = free.start = free.n = 0
+        free.value = 0
+        self.slots.assign(slots, free)
+        self.used = 0
+        return 0
+
+    cdef inline Word* find(self, text_t s, uint64_t n, uint64_t h) noexcept nogil:
+        """The word's slot, or the free one where it belongs."""
+        cdef uint64_t last = self.slots.size() - 1, i = h & last
+        cdef Word* word = &self.slots[i]
+        while word.n and (word.hash != h or word.n != n or memcmp(&self.text[word.start], s, n)):
+            i = (i + 1) & last
+            word = &self.slots[i]
+        return word
+
+    cdef int put(self, text_t s, uint64_t n, uint64_t h, int64_t value) except -1:
+        cdef Word* word
+        if 2 * self.used >= self.slots.size():
+            self.rebuild(2 * self.slots.size(), 0)
+        word = self.find(s, n, h)
+        word.hash, word.n, word.start, word.value = h, n, self.text.size(), value
+        self.text.insert(self.text.end(), s, s + n)
+        self.used += 1
+        return 0
+
+    cdef int rebuild(self, size_t slots, int64_t floor) except -1:
+        """Keeps the words whose value is at least `floor`, in `slots` slots."""
+        cdef vector[Word] words
+        cdef vector[uint8_t] text
+        cdef Word word
+        words.swap(self.slots)
+        text.swap(self.text)
+        self.clear(slots)
+        for word in words:
+            if word.n and word.value >= floor:
+                self.put(text.data() + word.start, word.n, word.hash, word.value)
+        return 0
 
 
 cdef class Encoder:

@@ -56,7 +56,7 @@ class Scanner:
                 break
         else:
             end = next((k for j in starts if (k := self._run(kinds, j, self.upper)) > j), 0)
-        return (self.contractions and end < len(text) and text[end] == "'" and self._contraction(text, end) or end) if end else 0
+        return (end < len(text) and text[end] == "'" and self._contraction(text, end) or end) if end else 0
 
     def _next(self, text, kinds, i):
         n, kind = len(text), kinds[i]
@@ -83,15 +83,6 @@ class Scanner:
         if self.newlines and line:
             return line
         return j if j == n or j - i == 1 or self.edge >> kinds[j] & 1 else j - 1
-
-
-def piece_merges(pieces, usable):
-    """pieces: list of bytes, UTF-8; usable: (V,), 1 for those that may be parts -> (M, 3) int32: every way of building a usable piece from
-    two others: left, right, piece; pieces in order, of each the longest left part last."""
-    known = {piece: i for i, piece in enumerate(pieces) if usable[i] and piece}
-    rows = [(known[piece[:cut]], known[piece[cut:]], i) for piece, i in known.items() for cut in range(1, len(piece))
-            if piece[:cut] in known and piece[cut:] in known and piece[cut] & 0xC0 != 0x80]
-    return np.array(rows, np.int32).reshape(-1, 3)
 
 
 class Encoder:

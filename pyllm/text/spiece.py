@@ -2,11 +2,11 @@
 import base64
 import struct
 from dataclasses import dataclass, field
+from operator import add, eq
 
 import numpy as np
 
 from ..errors import FormatError
-from . import bpe as merging
 from .template import around
 from .words import MARK
 
@@ -135,10 +135,49 @@ def bpe(found, unk):
     if any(kind == UNUSED for *_, kind in found.pieces):
         raise FormatError("unused pieces are not supported in a BPE model")
     tokens, scores, kinds = zip(*found.pieces)
-    rows = merging.loops.piece_merges([token.encode() for token in tokens], (np.array(kinds) == NORMAL).astype(np.uint8))
+    rows = piece_merges(tokens, np.array(kinds) == NORMAL)
     left, right, made = rows.T
     rows = rows[np.lexsort((right, left, made, -np.array(scores)[made]))]
     vocab = dict(zip(tokens, range(len(tokens))))
     return {"type": "BPE", "dropout": None, "unk_token": unk, "continuing_subword_prefix": None, "end_of_word_suffix": None,
             "fuse_unk": True, "byte_fallback": found.byte_fallback, "ignore_merges": False, "vocab": vocab,
             "merges": rows, "by_token": True}
+
+
+def piece_merges(pieces, usable):
+    """pieces: (V,) str; usable:(V,) bool, those that may be parts -> (M, 3) int32: every way of building a usable piece from two others:
+    left, right, piece, in order of pieces and of lengths of the left part.
+
+    Half a million of a large vocabulary: parts are looked up by hash, all at once, and what is found is compared.
+    """
+    ids = np.array([i for i in np.flatnonzero(usable).tolist() if pieces[i]], np.int64)
+    text = "".join([pieces[i] for i in ids.tolist()])
+    lengths = np.array([len(pieces[i]) for i in ids.tolist()], np.int64)
+    codes = np.frombuffer(text.encode("utf-32-le"), "<u4").astype(np.uint64) + np.uint64(1)
+    factor, inverse = np.uint64(0x9E3779B97F4A7C15), np.uint64(pow(0x9E3779B97F4A7C15, -1, 1 << 64))
+    powers, back = (np.cumprod(np.full(len(codes) + 1, base, np.uint64)) for base in (factor, inverse))
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(codes * powers[:-1])])
+    stops = np.cumsum(lengths)
+    starts = stops - lengths
+
+    def hashes(begin, end):
+        return (sums[end] - sums[begin]) * back[begin]  # of text[begin:end], wherever it stands
+
+    own = hashes(starts, stops)
+    order = np.argsort(own)
+    ranked = own[order]
+
+    def find(keys):
+        at = np.minimum(np.searchsorted(ranked, keys), len(ranked) - 1)
+        return np.where(ranked[at] == keys, order[at], -1)
+
+    inside = np.ones(len(codes), bool)
+    inside[starts] = False
+    cuts, of = np.flatnonzero(inside), np.repeat(np.arange(len(ids)), lengths)[inside]  # places where a piece can be cut, and its number
+    left = find(hashes(starts[of], cuts)) if len(cuts) else cuts
+    cuts, of, left = cuts[left >= 0], of[left >= 0], left[left >= 0]
+    right = find(hashes(cuts, stops[of])) if len(cuts) else cuts
+    rows = ids[np.stack([left, right, of], 1)[right >= 0]]
+    parts = (map(pieces.__getitem__, column.tolist()) for column in rows.T)
+    same = list(map(eq, map(add, next(parts), next(parts)), next(parts)))
+    return rows[np.array(same, bool)].astype(np.int32)

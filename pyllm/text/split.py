@@ -49,6 +49,7 @@ _WORD = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
 _TAILS = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 O200K = (rf"{_WORD}*{_TAILS}+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|{_WORD}+{_TAILS}*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
          r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+# Mistral Nemo's: not among PATTERNS, so that the package `regex` runs it
 TEKKEN = rf"{_WORD}*{_TAILS}+|{_WORD}+{_TAILS}*|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 # the pre-tokenizers Digits, then ByteLevel (SmolLM): every digit alone, and GPT2 on what lies between, which ends at a digit
 DIGITS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"
@@ -58,6 +59,5 @@ PATTERNS = {
     LLAMA3: Pattern(_LLAMA3, contractions=2, newlines=True),
     QWEN2: Pattern(((_BEFORE_WORD, _L, UNLIMITED, 0), (0, _N, 1, 0), (_SP, _O, UNLIMITED, _LINE)), contractions=2, newlines=True),
     O200K: Pattern(((0, _N, 3, 0), (_SP, _O, UNLIMITED, _TAIL)), contractions=2, newlines=True, cased=_CASED),
-    TEKKEN: Pattern(((0, _N, 1, 0), (_SP, _O, UNLIMITED, _TAIL)), newlines=True, cased=_CASED),
     DIGITS: Pattern(((_SP, _L, UNLIMITED, 0), (0, _N, 1, 0), (_SP, _O, UNLIMITED, 0)), contractions=1, edge=_N),
 }
