@@ -1,6 +1,6 @@
 """Greedy decoding with cached keys: tokens per second, bytes are the weights read once a step; and the reading of a prompt of 64 tokens.
 
-Peers: the same model in plain PyTorch, eager, and transformers' generate, in bf16 with bfloat16 weights; nothing for q8_0 and q4_0.
+Peers: the same model in plain PyTorch, eager, and transformers' generate, in bf16 with bfloat16 weights; nothing for q8_0 and q4.
 """
 from functools import partial
 
@@ -13,8 +13,8 @@ from pyllm.cli.estimate import step_flops
 from pyllm.generation import generate
 from pyllm.nn import Embedding
 
-NEW, PROMPT = 16, 64
-BYTES = {"f32": 4.0, "bf16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}  # a weight; tables of q4_0 models are q8_0
+NEW, PROMPT = 32, 64
+BYTES = {"f32": 4.0, "bf16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32, "q4_1": 20 / 32}  # a weight; tables of q4 models are q8_0
 
 
 def cases(quick):
@@ -32,7 +32,7 @@ def cases(quick):
 def weight_bytes(model, precision):
     """-> bytes of the matrices that a step reads: all but the table of positions."""
     tables = {id(m.weight) for _, m in model.named_modules() if isinstance(m, Embedding)}
-    each = lambda p: BYTES["q8_0" if precision == "q4_0" and id(p) in tables else precision]
+    each = lambda p: BYTES["q8_0" if precision in ("q4_0", "q4_1") and id(p) in tables else precision]
     return sum(p.size * each(p) for n, p in model.named_parameters() if p.ndim == 2 and "wpe" not in n)
 
 

@@ -11,8 +11,8 @@ README = {  # (row, shape): how the README calls it
     ("train_llama_135M", "B1 T512"): "training step, Llama 135 M, 1 x 512 tokens",
     ("attention_fwd_bwd", "B1 H12/12 T1024 D64"): "attention, forward and backward, 12 heads, 1024 tokens",
     ("head_cross_entropy", "1024 x 768 x 50257"): "head and loss over 50257 tokens, 1024 rows",
-    ("decode_gpt2_124M", "1 x 16 tokens"): "decoding, GPT-2 124 M, one text",
-    ("decode_gpt2_124M", "8 x 16 tokens"): "decoding, GPT-2 124 M, eight texts",
+    ("decode_gpt2_124M", "1 x 32 tokens"): "decoding, GPT-2 124 M, one text",
+    ("decode_gpt2_124M", "8 x 32 tokens"): "decoding, GPT-2 124 M, eight texts",
 }
 
 

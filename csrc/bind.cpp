@@ -86,7 +86,42 @@ void packed_linear(const py::tuple& w, Object x, Object y, Object bias, int act,
     g.z = out(z, "linear: z", true);
     g.act = Activation(act);
     py::gil_scoped_release release;
-    active->packed_linear(g);
+    active->packed_linear(&g, 1);
+}
+
+// Blocks as they lie in files, row after row: float16 scale (and minimum), then words ^ flip -> 32 rows interleaved, see Packed.
+void weave(const py::buffer& blocks, index_t rows, uint32_t flip, Object words, Object scales, Object mins) {
+    constexpr index_t LANES = 32;
+    const py::buffer_info from = blocks.request();
+    const py::array shape = py::reinterpret_borrow<py::array>(words);
+    uint32_t* to = dense<uint32_t>(words, "weave: words", true);
+    uint16_t* heads[] = {dense<uint16_t>(scales, "weave: scales", true, true), dense<uint16_t>(mins, "weave: mins", true, true)};
+    const index_t halves = (heads[0] != nullptr) + (heads[1] != nullptr);
+    if (shape.ndim() != 4 || shape.shape(3) != LANES || (rows + LANES - 1) / LANES != shape.shape(0))
+        throw py::value_error("weave: expected words of (O / 32, I / 32, words of a block, 32)");
+    const index_t panels = shape.shape(0), per_row = shape.shape(1), each = shape.shape(2), bytes = 2 * halves + 4 * each;
+    if (from.size * from.itemsize != rows * per_row * bytes) throw py::value_error("weave: the blocks do not fill the words");
+    for (index_t h = 0; h < halves; ++h)
+        if (size(h ? mins : scales) != panels * per_row * LANES) throw py::value_error("weave: expected scales of (O / 32, I / 32, 32)");
+    const char* data = static_cast<const char*>(from.ptr);
+    py::gil_scoped_release release;
+    parallel_for(panels, [&](index_t panel) {
+        for (index_t at = panel * per_row; at < (panel + 1) * per_row; ++at)
+            for (index_t lane = 0; lane < LANES; ++lane) {
+                const index_t row = panel * LANES + lane;
+                const char* block = data + (row * per_row + at - panel * per_row) * bytes;
+                uint16_t half = 0;
+                for (index_t h = 0; h < halves; ++h) {
+                    if (row < rows) std::memcpy(&half, block + 2 * h, 2);
+                    heads[h][at * LANES + lane] = half;
+                }
+                for (index_t i = 0; i < each; ++i) {
+                    uint32_t word = flip;
+                    if (row < rows) std::memcpy(&word, block + 2 * halves + 4 * i, 4);
+                    to[(at * each + i) * LANES + lane] = word ^ flip;
+                }
+            }
+    });
 }
 
 void packed_rows(const py::tuple& w, Object ids, Object y) {
@@ -418,6 +453,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     m.def("matmul", matmul);
     m.def("packed_linear", packed_linear);
     m.def("packed_rows", packed_rows);
+    m.def("weave", weave);
     m.def("attention", attention);
     m.def("attention_vjp", attention_vjp);
     m.def("rope", rope);

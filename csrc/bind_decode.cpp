@@ -7,6 +7,15 @@
 
 namespace {
 
+class Blocks;
+
+struct Stores {  // arrays of a cache, checked once
+    const Blocks* of;
+    index_t b, room;  // rows, tokens of each
+    std::vector<Store> stores;
+    std::vector<py::object> kept;
+};
+
 class Blocks {
   public:
     // descriptions: a dict of each block, its keys the members of Block
@@ -14,22 +23,75 @@ class Blocks {
         for (const auto& item : descriptions) blocks.push_back(block(py::reinterpret_borrow<py::dict>(item)));
     }
 
-    // x, y:(B, T, C) lengths:(B,) stores: an array (2, B, Hkv, capacity, D) of each block; tables: pairs cos, sin:(P, R / 2).
-    void run(Object x, Object y, Object lengths, const py::list& layers, const py::list& tables) const {
-        BlocksArgs g{};
-        g.x = in(x, "blocks: x");
-        g.y = out(y, "blocks: out");
+    // layers: an array (2, B, Hkv, capacity, D) of each block
+    Stores bind(const py::list& layers) const {
+        expect(layers.size() == blocks.size() && !blocks.empty(), "a store of each block");
+        Stores s{this, 0, PTRDIFF_MAX, {}, {}};
+        for (std::size_t i = 0; i < blocks.size(); ++i) {
+            const Block& b = blocks[i];
+            const py::array a = checked<float>(layers[i], "blocks: store", true);
+            expect(a.ndim() == 5 && a.shape(0) == 2 && a.shape(2) == b.kv_heads && a.shape(4) == b.head_size && a.strides(4) == 4 &&
+                       a.strides(3) == 4 * b.head_size && (i == 0 || a.shape(1) == s.b),
+                   "stores of (2, B, Hkv, capacity, D)");
+            s.b = a.shape(1), s.room = std::min<index_t>(s.room, a.shape(3));
+            float* keys = static_cast<float*>(const_cast<void*>(a.data()));
+            s.stores.push_back({keys, keys + a.strides(0) / 4, a.strides(1) / 4, a.strides(2) / 4});
+            s.kept.push_back(a);
+        }
+        return s;
+    }
+
+    // x, y:(B, T, C) lengths:(B,) stores: of bind; tables: pairs cos, sin:(P, R / 2).
+    void run(Object x, Object y, Object lengths, const Stores& stores, const py::list& tables) const {
         const py::array shape = py::reinterpret_borrow<py::array>(x);
         expect(shape.ndim() == 3 && shape.shape(2) == c && size(y) == shape.size(), "x and out of (B, T, C)");
-        g.b = shape.shape(0), g.t = shape.shape(1), g.c = c;
-        g.lengths = dense<int64_t>(lengths, "blocks: lengths");
-        expect(size(lengths) == g.b && layers.size() == blocks.size(), "a length of each row and a store of each block");
-        int64_t longest = 0;
+        std::vector<RotaryTable> rotary;
+        BlocksArgs g = args(shape.shape(0), shape.shape(1), lengths, stores, tables, rotary);
+        g.x = in(x, "blocks: x");
+        g.y = out(y, "blocks: out");
+        py::gil_scoped_release release;
+        run_blocks(*active, g);
+    }
+
+    // embedding, positions (or None), head: as of a block's layers; norm: as of a block
+    void put_ends(Object embedding, Object positions, Object last, Object head, index_t vocabulary, index_t context) {
+        ends.embedding = weight(embedding, vocabulary, c), ends.head = weight(head, vocabulary, c);
+        ends.positions = weight(positions, context, c);
+        ends.norm = norm(last);
+        expect(ends.norm.size == c && ends.embedding.rows && ends.head.rows, "a norm of C channels, an embedding, a head");
+    }
+
+    // ids:(B,), a token of each row -> hidden:(B, C), logits:(B, V); the rest as for run
+    void token(Object ids, Object hidden, Object logits, Object lengths, const Stores& stores, const py::list& tables) const {
+        std::vector<RotaryTable> rotary;
+        const BlocksArgs g = args(size(ids), 1, lengths, stores, tables, rotary);
+        const int32_t* which = dense<int32_t>(ids, "blocks: ids");
+        float *h = out(hidden, "blocks: hidden"), *y = out(logits, "blocks: logits");
+        expect(ends.head.rows && size(hidden) == g.b * c && size(logits) == g.b * ends.head.rows, "hidden (B, C) and logits (B, V)");
         for (index_t i = 0; i < g.b; ++i) {
+            expect(0 <= which[i] && which[i] < ends.embedding.rows, "ids of the vocabulary");
+            expect(!ends.positions.rows || g.lengths[i] < ends.positions.rows, "positions of the context");
+        }
+        py::gil_scoped_release release;
+        run_token(*active, g, ends, which, h, y);
+    }
+
+  private:
+    static void expect(bool ok, const char* what) {
+        if (!ok) throw py::value_error(std::string("blocks: expected ") + what);
+    }
+
+    BlocksArgs args(index_t b, index_t t, Object lengths, const Stores& stores, const py::list& tables,
+                    std::vector<RotaryTable>& rotary) const {
+        BlocksArgs g{};
+        g.b = b, g.t = t, g.c = c;
+        g.lengths = dense<int64_t>(lengths, "blocks: lengths");
+        expect(size(lengths) == b && stores.b == b && stores.of == this, "a length and a store of each row");
+        int64_t longest = 0;
+        for (index_t i = 0; i < b; ++i) {
             expect(g.lengths[i] >= 0, "lengths of at least 0");
             longest = std::max(longest, g.lengths[i]);
         }
-        std::vector<RotaryTable> rotary;
         index_t positions = PTRDIFF_MAX;
         for (const auto& table : tables) {
             const py::tuple pair = py::reinterpret_borrow<py::tuple>(table);
@@ -38,26 +100,13 @@ class Blocks {
             rotary.push_back({in(pair[0], "blocks: cos"), in(pair[1], "blocks: sin"), 2 * cos.shape(1)});
             positions = std::min(positions, cos.shape(0));
         }
-        expect(longest + g.t <= positions, "rotary tables up to the last position");
-        std::vector<Store> stores;
-        for (std::size_t i = 0; i < blocks.size(); ++i) {
-            const Block& b = blocks[i];
-            const py::array a = checked<float>(layers[i], "blocks: store", true);
-            expect(a.ndim() == 5 && a.shape(0) == 2 && a.shape(1) == g.b && a.shape(2) == b.kv_heads && a.shape(3) >= longest + g.t &&
-                       a.shape(4) == b.head_size && a.strides(4) == 4 && a.strides(3) == 4 * b.head_size,
-                   "stores of (2, B, Hkv, capacity, D) with room for the new tokens");
-            expect(b.table < index_t(rotary.size()) && (b.table < 0 || rotary[b.table].rotary <= b.head_size), "a table of each rotation");
-            float* keys = static_cast<float*>(const_cast<void*>(a.data()));
-            stores.push_back({keys, keys + a.strides(0) / 4, a.strides(1) / 4, a.strides(2) / 4});
-        }
-        g.blocks = blocks.data(), g.stores = stores.data(), g.tables = rotary.data(), g.count = index_t(blocks.size());
-        py::gil_scoped_release release;
-        run_blocks(*active, g);
-    }
-
-  private:
-    static void expect(bool ok, const char* what) {
-        if (!ok) throw py::value_error(std::string("blocks: expected ") + what);
+        expect(longest + t <= positions, "rotary tables up to the last position");
+        expect(longest + t <= stores.room, "stores with room for the new tokens");
+        for (const Block& block : blocks)
+            expect(block.table < index_t(rotary.size()) && (block.table < 0 || rotary[block.table].rotary <= block.head_size),
+                   "a table of each rotation");
+        g.blocks = blocks.data(), g.stores = stores.stores.data(), g.tables = rotary.data(), g.count = index_t(blocks.size());
+        return g;
     }
 
     const float* hold(const py::handle& object, index_t count) {
@@ -117,6 +166,7 @@ class Blocks {
     }
 
     index_t c;
+    Ends ends{};
     std::vector<Block> blocks;
     std::vector<py::object> kept;
 };
@@ -124,5 +174,11 @@ class Blocks {
 }  // namespace
 
 void bind_decode(py::module_& m) {
-    py::class_<Blocks>(m, "Blocks").def(py::init<const py::list&, index_t>()).def("run", &Blocks::run);
+    py::class_<Stores>(m, "Stores").def_readonly("room", &Stores::room);
+    py::class_<Blocks>(m, "Blocks")
+        .def(py::init<const py::list&, index_t>())
+        .def("bind", &Blocks::bind)
+        .def("run", &Blocks::run)
+        .def("put_ends", &Blocks::put_ends)
+        .def("token", &Blocks::token);
 }

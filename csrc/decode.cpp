@@ -12,6 +12,7 @@
 namespace {
 
 constexpr index_t FEW = 8;       // rows up to which a product is bound by its weights
+constexpr index_t UNIT = 16;     // columns that a product of few rows takes at a time
 constexpr index_t TINY = 32768;  // weights that one thread reads before another one would have come
 
 struct Buffer {  // floats from the pool
@@ -24,6 +25,16 @@ struct Buffer {  // floats from the pool
     operator float*() const { return data; }
 };
 
+Piece bytes_of(const Weight& w) {
+    static constexpr std::size_t bits[] = {16, 8, 4, 4};  // of a packed weight
+    const std::size_t weights = std::size_t(w.rows) * w.cols;
+    return w.data ? Piece{w.data, 4 * weights} : Piece{w.packed.words, weights / 8 * bits[w.packed.format]};
+}
+
+void read_ahead_of(const Block& b) {  // the first that a block reads
+    b.projections == 1 ? read_ahead({bytes_of(b.qkv[0])}) : read_ahead({bytes_of(b.qkv[0]), bytes_of(b.qkv[1]), bytes_of(b.qkv[2])});
+}
+
 struct Product {  // y = act(x @ weight.T + bias) + residual     x:(n, cols) y, residual:(n, rows)
     const Weight* weight;
     float* y;
@@ -31,14 +42,9 @@ struct Product {  // y = act(x @ weight.T + bias) + residual     x:(n, cols) y, 
     const float* residual;  // not y; or null
 };
 
-// Columns [first, first + count) of a product, all of them where the weight is packed. The one place where formats part.
+// Columns [first, first + count) of a product.
 void linear(const Kernels& k, const Product& p, const float* x, index_t n, index_t first, index_t count) {
     const Weight& w = *p.weight;
-    if (!w.data) {
-        PackedArgs g = w.packed;
-        g.x = x, g.m = n, g.y = p.y, g.bias = w.bias, g.residual = p.residual, g.act = p.act;
-        return k.packed_linear(g);
-    }
     MatmulArgs g{};
     g.a = x, g.a_row = w.cols, g.a_col = 1;
     g.b = w.data + first * w.cols, g.b_row = 1, g.b_col = w.cols;
@@ -50,30 +56,41 @@ void linear(const Kernels& k, const Product& p, const float* x, index_t n, index
     k.matmul(g);
 }
 
-// Products of the same x:(n, cols).
+// Products of the same x:(n, cols). The one place where formats part.
 void products(const Kernels& k, const float* x, index_t n, std::initializer_list<Product> list) {
-    const bool packed = std::any_of(list.begin(), list.end(), [](const Product& p) { return !p.weight->data; });
-    if (n > FEW || packed) {  // kernels that share out their own columns
-        for (const Product& p : list) linear(k, p, x, n, 0, p.weight->rows);
+    PackedArgs packed[3];
+    index_t count = 0;
+    for (const Product& p : list)
+        if (const Weight& w = *p.weight; !w.data) {
+            PackedArgs& g = packed[count++] = w.packed;
+            g.x = x, g.m = n, g.y = p.y, g.bias = w.bias, g.residual = p.residual, g.act = p.act;
+        }
+    if (count) k.packed_linear(packed, count);
+    if (n > FEW || count) {  // kernels that share out their own columns
+        for (const Product& p : list)
+            if (p.weight->data) linear(k, p, x, n, 0, p.weight->rows);
         return;
     }
-    index_t columns = 0, tasks = 0, weights = 0;
-    for (const Product& p : list) columns += p.weight->rows;
-    const index_t grain = std::min<index_t>(256, (columns / 12 / 16 + 1) * 16);  // a dozen tasks share what the slowest one costs
-    for (const Product& p : list) {
-        tasks += (p.weight->rows + grain - 1) / grain;
-        weights += p.weight->rows * p.weight->cols;
-    }
+    index_t units = 0, weights = 0;
+    for (const Product& p : list) units += (p.weight->rows + UNIT - 1) / UNIT, weights += p.weight->rows * p.weight->cols;
+    const index_t tasks = std::min(units, std::max<index_t>(16, units / 16));  // a task in sixteen is what the slowest thread may cost
     const auto run = [&](index_t task) {
-        const Product* p = list.begin();
-        for (index_t own; task >= (own = (p->weight->rows + grain - 1) / grain); ++p) task -= own;
-        const index_t first = task * grain;
-        linear(k, *p, x, n, first, std::min(grain, p->weight->rows - first));
+        index_t first = task * units / tasks, last = (task + 1) * units / tasks;
+        for (const Product& p : list) {
+            const index_t own = (p.weight->rows + UNIT - 1) / UNIT, begin = std::max<index_t>(first, 0), end = std::min(last, own);
+            if (begin < end) linear(k, p, x, n, begin * UNIT, std::min(end * UNIT, p.weight->rows) - begin * UNIT);
+            first -= own, last -= own;
+        }
     };
-    if (weights > TINY) return parallel_for(tasks, run);
+    if (weights > TINY) return parallel_runs(tasks, run);
     serially([&] {
         for (index_t task = 0; task < tasks; ++task) run(task);
     });
+}
+
+void norm(const Kernels& k, const Norm& w, const float* x, float* y, index_t rows, float* stat) {
+    if (w.rms) return k.rms_norm(x, w.weight, y, stat, rows, w.size, w.eps);
+    k.layer_norm(x, w.weight, w.bias, y, stat, stat + rows, rows, w.size, w.eps);
 }
 
 struct Rows {  // n rows of `width` floats, `step` apart
@@ -84,22 +101,18 @@ struct Rows {  // n rows of `width` floats, `step` apart
 struct Step {
     const Kernels& k;
     const BlocksArgs& g;
+    const Weight* behind;  // what is read behind the blocks, or null
     const index_t n = g.b * g.t;
     index_t wide = 0, inner = 0;  // the largest q + k + v and MLP of all blocks
     index_t stats = 0;
 
-    Step(const Kernels& kernels, const BlocksArgs& args) : k(kernels), g(args) {
+    Step(const Kernels& kernels, const BlocksArgs& args, const Weight* behind = nullptr) : k(kernels), g(args), behind(behind) {
         for (const Block* block = g.blocks; block < g.blocks + g.count; ++block) {
             const index_t width = (block->heads + 2 * block->kv_heads) * block->head_size;
             wide = std::max(wide, width);
             inner = std::max(inner, block->up.rows);
             stats = std::max(stats, block->heads * std::max<index_t>(1, block->head_size));
         }
-    }
-
-    void norm(const Norm& w, const float* x, float* y, index_t rows, float* stat) {
-        if (w.rms) return k.rms_norm(x, w.weight, y, stat, rows, w.size, w.eps);
-        k.layer_norm(x, w.weight, w.bias, y, stat, stat + rows, rows, w.size, w.eps);
     }
 
     // q or k, normed and rotated as the block wants -> dense rows in `spare` or where they were.
@@ -109,7 +122,7 @@ struct Step {
                 for (index_t i = 0; i < n; ++i) std::memcpy(spare + i * x.width, x.data + i * x.step, x.width * sizeof(float));
                 x.data = spare;
             }
-            norm(w, x.data, spare, n * x.width / w.size, stat);
+            norm(k, w, x.data, spare, n * x.width / w.size, stat);
             x = {spare, n, x.width, x.width};
         }
         if (block.table >= 0) {
@@ -138,16 +151,21 @@ struct Step {
         const float* x = g.x;
         for (index_t i = 0; i < g.count; ++i, x = g.y) {
             const Block& block = g.blocks[i];
-            norm(block.attention_norm, x, normed, n, stat);
+            norm(k, block.attention_norm, x, normed, n, stat);
+            read_ahead({bytes_of(block.out)});
             attention(block, g.stores[i], normed, qkv, heads, positions, spare_q, spare_k, stat);
+            read_ahead({bytes_of(block.gate), bytes_of(block.up)});
             products(k, heads, n, {{&block.out, middle, kNone, x}});
-            norm(block.mlp_norm, middle, normed, n, stat);
+            norm(k, block.mlp_norm, middle, normed, n, stat);
+            read_ahead({bytes_of(block.down)});
             if (block.gate.rows) {
                 products(k, normed, n, {{&block.gate, gated, kNone, nullptr}, {&block.up, up, kNone, nullptr}});
                 k.glu(gated, up, up, n * block.up.rows, block.act);
             } else {
                 products(k, normed, n, {{&block.up, up, block.act, nullptr}});
             }
+            if (i + 1 < g.count) read_ahead_of(g.blocks[i + 1]);
+            else if (behind) read_ahead({bytes_of(*behind)});
             products(k, up, n, {{&block.down, g.y, kNone, middle}});
         }
     }
@@ -182,3 +200,26 @@ struct Step {
 }  // namespace
 
 void run_blocks(const Kernels& kernels, const BlocksArgs& args) { Step(kernels, args).run(); }
+
+static void rows_of(const Kernels& k, const Weight& table, const int32_t* ids, float* y, index_t n) {
+    if (table.data) return k.embedding(table.data, ids, y, n, table.cols);
+    PackedArgs rows = table.packed;
+    rows.y = y;
+    k.packed_rows(rows, ids, n);
+}
+
+void run_token(const Kernels& k, BlocksArgs g, const Ends& ends, const int32_t* ids, float* hidden, float* logits) {
+    const Buffer x(g.b * g.c), y(g.b * g.c), stat(2 * g.b), place(g.b);
+    rows_of(k, ends.embedding, ids, x, g.b);
+    if (ends.positions.rows) {
+        int32_t* at = reinterpret_cast<int32_t*>(place.data);
+        std::copy_n(g.lengths, g.b, at);
+        rows_of(k, ends.positions, at, y, g.b);
+        k.add(x, y, x, g.b * g.c);
+    }
+    g.x = x, g.y = y;
+    Step(k, g, &ends.head).run();
+    norm(k, ends.norm, y, hidden, g.b, stat);
+    read_ahead_of(*g.blocks);
+    products(k, hidden, g.b, {{&ends.head, logits, kNone, nullptr}});
+}

@@ -51,4 +51,13 @@ struct BlocksArgs {
     index_t b, t, c;
 };
 
+struct Ends {  // what stands before and behind the blocks: head(norm(blocks(embedding[id] + positions[at])))
+    Weight embedding, head;  // (V, C)
+    Weight positions;        // (P, C), or 0 rows
+    Norm norm;
+};
+
 void run_blocks(const Kernels& kernels, const BlocksArgs& args);  // throws std::bad_alloc
+
+// A token of each row, ids:(B,), through all of the model -> hidden:(B, C) as the head reads it, logits:(B, V). args: t = 1, no x, no y.
+void run_token(const Kernels& kernels, BlocksArgs args, const Ends& ends, const int32_t* ids, float* hidden, float* logits);

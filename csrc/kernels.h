@@ -77,7 +77,7 @@ struct Kernels {
     double (*fma_peak)(index_t rounds, float* sink, bool bf16);  // a probe -> FLOP of each thread
 
     // ---- packed weights ----
-    void (*packed_linear)(const PackedArgs&);                                  // y = act(x @ w.T + bias) + residual
+    void (*packed_linear)(const PackedArgs* list, index_t count);              // y = act(x @ w.T + bias) + residual; all of the same x
     void (*packed_rows)(const PackedArgs&, const int32_t* ids, index_t n);     // y:(n, I) = rows of w
     double (*int8_peak)(index_t rounds, float* sink);                          // a probe -> operations a thread did, 2 a multiply-add
 

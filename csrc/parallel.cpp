@@ -75,15 +75,49 @@ inline void pause() {
 #endif
 }
 
+constexpr int kPieces = 3;
+struct Ahead {  // see read_ahead; what a thread reads of it while another one writes may be of two calls, which does no harm
+    std::atomic<unsigned> number{0};
+    std::atomic<const char*> data[kPieces] = {};
+    std::atomic<std::size_t> bytes[kPieces] = {};
+};
+
+class Fetcher {  // of the run of one thread
+  public:
+    void some(const Ahead& ahead, int thread) {  // instead of a pause
+        if (const unsigned number = ahead.number.load(std::memory_order_relaxed); number != seen) {
+            std::size_t all = 0;
+            for (int i = 0; i < kPieces; ++i) all += ahead.bytes[i].load(std::memory_order_relaxed);
+            const std::size_t run = all / std::max(1, limit.load(std::memory_order_relaxed));
+            seen = number, left = std::min(run, kMost), piece = 0;
+            for (at = run * thread; piece < kPieces && at >= bytes_of(ahead); ++piece) at -= bytes_of(ahead);
+        }
+        if (!left || piece == kPieces) return pause();
+        const char* data = ahead.data[piece].load(std::memory_order_relaxed) + at;
+        for (int line = 0; line < 4; ++line) __builtin_prefetch(data + 64 * line, 0, 2);
+        at += 256, left -= std::min<std::size_t>(left, 256);
+        if (at >= bytes_of(ahead)) at = 0, ++piece;
+    }
+
+  private:
+    static constexpr std::size_t kMost = 256 * 1024;  // beside what else an L2 holds
+    unsigned seen = 0;
+    int piece = 0;
+    std::size_t at = 0, left = 0;
+    std::size_t bytes_of(const Ahead& ahead) const { return ahead.bytes[piece].load(std::memory_order_relaxed); }
+};
+
 struct Pool {
-    std::mutex region;              // held by the caller whose region runs
-    std::atomic<uint64_t> gate{0};  // number of the region << 32 | open | workers that have entered
-    std::atomic<index_t> next{0};   // chunk to take
+    std::mutex region;                         // held by the caller whose region runs
+    alignas(64) std::atomic<index_t> next{0};  // chunk to take; apart from what waiting workers look at
+    alignas(64) std::atomic<uint64_t> gate{0};  // number of the region << 32 | open | workers that have entered
     index_t chunks = 0;
     void (*body)(void*, index_t) = nullptr;
     void* context = nullptr;
     std::exception_ptr error;
     std::atomic<bool> failed{false};
+    Ahead ahead;
+    Fetcher fetched;                // by the caller
     int workers = 0;                // that exist; those from thread_limit() - 1 on are idle
     std::mutex sleep;
     std::condition_variable opened, resized;
@@ -102,6 +136,7 @@ struct Pool {
 
     void work(int index) {  // never returns
         uint64_t seen = 0;
+        Fetcher fetch;
         const auto is_new = [&](uint64_t g) { return (g & kOpen) && g >> 32 != seen; };
         for (int spins = 0;;) {
             uint64_t g = gate.load();
@@ -110,7 +145,7 @@ struct Pool {
                 resized.wait(lock, [&] { return index < limit.load() - 1; });
             } else if (!is_new(g)) {
                 if (++spins < kSpins) {
-                    pause();
+                    fetch.some(ahead, index + 1);
                     continue;
                 }
                 ++sleepers;
@@ -135,7 +170,7 @@ struct Pool {
         }
         take_chunks();
         gate.fetch_and(~kOpen);
-        for (int spins = 0; gate.load() & kEntered; ++spins) spins < kSpins ? pause() : std::this_thread::yield();
+        for (int spins = 0; gate.load() & kEntered; ++spins) spins < kSpins ? fetched.some(ahead, 0) : std::this_thread::yield();
     }
 };
 
@@ -202,6 +237,18 @@ void set_thread_limit(int n) {
 #else
     limit = 1;
     (void)n;
+#endif
+}
+
+void read_ahead(std::initializer_list<Piece> pieces) {
+#ifdef _OPENMP
+    Ahead& ahead = pool->ahead;
+    for (int i = 0; i < kPieces; ++i) {
+        const Piece piece = i < int(pieces.size()) ? pieces.begin()[i] : Piece{nullptr, 0};
+        ahead.data[i].store(static_cast<const char*>(piece.data), std::memory_order_relaxed);
+        ahead.bytes[i].store(piece.bytes, std::memory_order_relaxed);
+    }
+    ahead.number.fetch_add(1, std::memory_order_relaxed);
 #endif
 }
 

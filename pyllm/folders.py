@@ -13,7 +13,7 @@ from pyllm.io.files import atomic_folder, read_json, release, write_json
 from pyllm.io.ggml import KINDS, Blocks, float32, kind_of
 from pyllm.io.hub import fetch, is_name
 from pyllm.io.safetensors import read_shards, to_bf16, to_f16, write_shards
-from pyllm.kernels.packed import FORMATS, Packed
+from pyllm.kernels.packed import FORMATS, Packed, Room
 from pyllm.models import FAMILIES, HEADS
 from pyllm.models.base import Config
 from pyllm.nn import Embedding, Layer, Linear
@@ -213,9 +213,11 @@ def load_weights(model, tensors, where="the checkpoint", packed=False, names=Non
     if wrong:
         raise FormatError(f"load: {where}: {type(model).__name__}: {len(wrong)} mismatches:\n  " + "\n  ".join(wrong))
     layers = _layers(model) if packed else {}
+    kinds = [(kind_of(tensors[name]).lower(), own[place].shape) for place, name in found.items() if id(own[place]) in layers]
+    room = Room([kind for kind in kinds if kind[0] in FORMATS])
     for place, name in found.items():
         p, tensor = own[place], tensors[name]
-        if id(p) in layers and (weight := _packed(tensor, _turned(turned, place, tensor))) is not None:
+        if id(p) in layers and (weight := _packed(tensor, _turned(turned, place, tensor), room)) is not None:
             for layer in layers[id(p)]:
                 layer.weight = weight
             report[name] = f"packed as {weight.format}"
@@ -248,15 +250,15 @@ def _layers(model):
     return layers
 
 
-def _packed(tensor, turned):
-    """-> the Packed of a two-dimensional tensor's own bytes, or None where the kernels have no such format."""
+def _packed(tensor, turned, room):
+    """-> the Packed, in the Room, of a two-dimensional tensor's own bytes, or None where the kernels have no such format."""
     kind = kind_of(tensor).lower()
     if kind not in FORMATS or tensor.ndim != 2:
         return None
     if turned:
-        return Packed.quantize(float32(tensor).T, kind)  # bf16: exact
+        return Packed.quantize(float32(tensor).T, kind, room)  # bf16: exact
     data = tensor.data if isinstance(tensor, Blocks) else tensor
-    return Packed.from_blocks(kind, tensor.shape, np.ascontiguousarray(data).reshape(-1).view(np.uint8))
+    return Packed.from_blocks(kind, tensor.shape, np.ascontiguousarray(data).reshape(-1).view(np.uint8), room)
 
 
 FLOATS = ("F32", "F16", "BF16", "F64", "F8_E4M3", "F8_E5M2", *(kind for kind in KINDS if KINDS[kind][0] > 1))

@@ -13,6 +13,7 @@ constexpr int PACKED_NV = 2;  // registers of a panel at a time
 constexpr int PACKED_R = W == 16 ? 6 : 2;
 constexpr index_t PACKED_TILES = 96 / PACKED_R;  // row tiles of a task: their x stays in L2 beside a panel
 constexpr index_t PACKED_BYTES = 96 * 1024;      // of weights of a task, unless there would be fewer than 8 tasks
+constexpr index_t PACKED_FEW_BYTES = 16 * 1024;  // the same for few rows: threads that end together
 constexpr index_t PACKED_L1 = 16 * 1024;         // of a panel at a time: they stay in L1 while all row tiles of the task meet them
 
 struct Bf16 { static constexpr int WORDS = 16, OFFSET = 0; static constexpr bool MIN = false; };
@@ -77,8 +78,7 @@ static void quantise_block(const float* x, XBytes& block) {
         const VB bytes = __builtin_convertvector(n, VB);
         std::memcpy(reinterpret_cast<char*>(block.words) + i * W, &bytes, sizeof bytes);
     }
-    int32_t sum_q = 0;
-    for (int i = 0; i < W; ++i) sum_q += total[i];
+    const int32_t sum_q = int32_t(sum(to_float(total)));  // at most 127 * 32: exact
     block.scale = most / 127.0f + sum(poison);
     block.start = -OFFSET * sum_q;
     block.sum = block.scale * float(sum_q);
@@ -204,37 +204,56 @@ static void packed_tile_of_rows(index_t rows, const PackedArgs& g, const XBlock<
     if constexpr (R > 1) packed_tile_of_rows<F, R - 1>(rows, g, x, k, row, panel);
 }
 
+INLINE index_t panels_of(const PackedArgs& g) { return (g.o + WOVEN - 1) / WOVEN; }
+
 template <class F>
-static void packed_product(const PackedArgs& g, const MatmulArgs& epilogue) {
+static void packed_product(const PackedArgs* list, index_t count) {
+    const PackedArgs& g = *list;  // x, m and i are those of all
     const index_t blocks = (g.i + Q_BLOCK - 1) / Q_BLOCK;
     const XBlock<F>* x = prepare<F>(g, blocks);
     const Tiles tiles(g.m);
     constexpr index_t block_bytes = F::WORDS * WOVEN * 4, at_once = PACKED_L1 / block_bytes;
-    const index_t panels = (g.o + WOVEN - 1) / WOVEN;
-    const index_t per_task = std::max<index_t>(1, std::min(PACKED_BYTES / (block_bytes * std::max<index_t>(1, blocks)), panels / 8));
+    index_t panels = 0;
+    for (const PackedArgs* w = list; w < list + count; ++w) panels += panels_of(*w);
+    const index_t bytes = tiles.count > 2 ? PACKED_BYTES : PACKED_FEW_BYTES;
+    const index_t per_task = std::max<index_t>(1, std::min(bytes / (block_bytes * std::max<index_t>(1, blocks)), panels / 8));
     const index_t row_tasks = (tiles.count + PACKED_TILES - 1) / PACKED_TILES, panel_tasks = (panels + per_task - 1) / per_task;
-    parallel_for(panel_tasks * row_tasks, [&](index_t task) {
+    parallel_runs(panel_tasks * row_tasks, [&](index_t task) {
         const index_t begin = task % row_tasks * PACKED_TILES, end = std::min(tiles.count, begin + PACKED_TILES);
         const index_t first = task / row_tasks * per_task, last = std::min(panels, first + per_task);
-        for (index_t panel = first; panel < last; ++panel)
+        for (index_t at = first; at < last; ++at) {
+            const PackedArgs* w = list;
+            index_t panel = at;
+            for (; panel >= panels_of(*w); ++w) panel -= panels_of(*w);
+            MatmulArgs epilogue{};
+            epilogue.c = w->y, epilogue.c_row = w->o;
+            epilogue.bias = w->bias, epilogue.residual = w->residual, epilogue.z = w->z, epilogue.act = w->act;
             for (index_t k = 0; k < blocks || k == 0; k += at_once) {
                 const Blocks now{k, std::min(at_once, blocks - k), blocks};
                 for (index_t t = begin; t < end; ++t) {
                     const index_t row = tiles.begin(t), rows = tiles.begin(t + 1) - row;
-                    packed_tile_of_rows<F>(rows, g, x, now, row, panel);
+                    packed_tile_of_rows<F>(rows, *w, x, now, row, panel);
                     if (k + now.count == blocks && has_epilogue(epilogue))
-                        finish(epilogue, row, rows, panel * WOVEN, std::min(WOVEN, g.o - panel * WOVEN));
+                        finish(epilogue, row, rows, panel * WOVEN, std::min(WOVEN, w->o - panel * WOVEN));
                 }
             }
+        }
     });
 }
 
-static void packed_linear(const PackedArgs& g) {
-    MatmulArgs epilogue{};
-    epilogue.m = g.m, epilogue.n = g.o, epilogue.c = g.y, epilogue.c_row = g.o;
-    epilogue.bias = g.bias, epilogue.residual = g.residual, epilogue.z = g.z, epilogue.act = g.act;
-    const auto run = [&] { with_format(g.format, [&](auto format) { packed_product<decltype(format)>(g, epilogue); }); };
-    g.m * g.o * g.i < SMALL ? serially(run) : run();
+// Products of the same x.
+static void packed_linear(const PackedArgs* list, index_t count) {
+    const PackedFormat format = list->format;
+    index_t weights = 0;
+    for (const PackedArgs* w = list; w < list + count; ++w) {
+        weights += w->o * w->i;
+        if (w->format != format) {  // each takes x in its own precision
+            for (w = list; w < list + count; ++w) packed_linear(w, 1);
+            return;
+        }
+    }
+    const auto run = [&] { with_format(format, [&](auto f) { packed_product<decltype(f)>(list, count); }); };
+    list->m * weights < SMALL ? serially(run) : run();
 }
 
 // ---- rows as floats: embeddings, and the vjp's panels ----

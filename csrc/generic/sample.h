@@ -35,12 +35,17 @@ struct Heap {  // the smallest key on top
 };
 
 static int32_t greedy(const float* x, index_t v) {  // the first of the largest; NaN counts as largest
-    index_t best = 0;
-    for (index_t j = 0; j < v; ++j) {
-        if (x[j] != x[j]) return int32_t(j);
-        if (x[j] > x[best]) best = j;
-    }
-    return int32_t(best);
+    V top = splat(-__builtin_inff()), poison{};
+    each_vector(v, [&](index_t j, index_t n) {
+        const V y = load_n(x + j, n, -__builtin_inff());
+        top = vmax(y, top);
+        poison += y != y ? splat(1.0f) : V{};
+    });
+    const float most = max_lane(top);
+    const bool whole = max_lane(poison) == 0.0f;
+    for (index_t j = 0; j < v; ++j)
+        if (whole ? x[j] == most : x[j] != x[j]) return int32_t(j);
+    return 0;
 }
 
 // ---- a draw from all tokens ----

@@ -6,7 +6,7 @@ import numpy as np
 from pyllm import kernels as K
 from pyllm.autograd import Rng, no_grad, ops
 from pyllm.generation.sampling import Sampling
-from pyllm.nn import Cache
+from pyllm.nn import Cache, token
 
 PREFILL = 512  # tokens of prompts read in one call, over all rows: bounds the memory of long prompts and what short ones are filled up with
 
@@ -66,18 +66,25 @@ class Decoder:
     def _recent(self, ids):
         return ids[-max(1, self.context // 2) :]
 
-    def _round(self, hidden, guesses):
-        """hidden:(b, n, C) of the tokens read last; guesses:(b, n): guesses[:, j] is what was read behind the j-th of them, -1 nothing."""
-        self.hidden, self.logits, self.guesses, self.place = hidden, self._head(hidden), guesses, 0
+    def _round(self, hidden, guesses, logits=None):
+        """hidden:(b, n, C) of the tokens read last, logits:(b, n, V) or None: the head's of them.
+
+        guesses:(b, n): guesses[:, j] is what was read behind the j-th of them, -1 nothing.
+        """
+        self._check(hidden)
+        self.hidden, self.guesses, self.place = hidden, guesses, 0
+        self.logits = self._head(hidden) if logits is None else logits
         self.at, self.going = np.arange(len(hidden)), np.ones(len(hidden), bool)
+
+    def _check(self, hidden):
+        """FloatingPointError where one of hidden:(b, n, C) is no number."""
+        if not np.isfinite(hidden).all():
+            row = np.isfinite(hidden).all((1, 2)).argmin()
+            raise FloatingPointError(f"generate: the model gives NaN or infinity for prompt {self.rows[row]} after {self.drawn(row)} "
+                                     "tokens. Hint: are its weights whole?")
 
     def _head(self, hidden):
         """hidden:(b, n, C) -> logits:(b, n, V)."""
-        finite = np.isfinite(hidden).all((1, 2))
-        if not finite.all():
-            row = finite.argmin()
-            raise FloatingPointError(f"generate: the model gives NaN or infinity for prompt {self.rows[row]} after {self.drawn(row)} "
-                                     "tokens. Hint: are its weights whole?")
         with no_grad():
             return ops.linear(hidden, self.model.head_weight(), self.model.head_bias()).data
 
@@ -89,6 +96,8 @@ class Decoder:
         """-> (m, V) float32: the logits, or log p, of the next token of the rows at places `at`, after the steps before the temperature."""
         self.current = self.logits[:, 0] if self.logits.shape[1] == 1 else self.logits[self.at, self.place]
         scores = (K.log_softmax(self.current) if logp else self.current)[:, : self.vocabulary]
+        if not (self.matcher or self.sampling.adjusts):
+            return scores
         allowed = self.matcher and [self.matcher.allowed(self.states[i], self._left(i)) for i in self.at]
         texts = [self.history[i] for i in self.at]
         return self.sampling.adjust(scores, texts, self.prompts[self.at], self.ends, self.limit, allowed)
@@ -101,12 +110,11 @@ class Decoder:
     def step(self):
         """Draws the next token of each row left -> ids:(m,) int32 of the rows at places `at`: with a draft, of those with logits."""
         scores = self.scores()
-        possible = scores.max(1) > -np.inf if self.matcher or self.sampling.adjusts else np.ones(1, bool)
-        if not possible.all():
+        if (self.matcher or self.sampling.adjusts) and not (possible := scores.max(1) > -np.inf).all():
             row = self.at[possible.argmin()]
             raise ValueError(f"generate: prompt {self.rows[row]}: after {self.drawn(row)} tokens every token is forbidden. "
                              "Hint: fewer suppressed tokens, or a constraint that the vocabulary can spell")
-        self.ids = self.sampling.choose(scores, [self.keys[self.rows[i]].fold(self.drawn(i)) for i in self.at])
+        self.ids = self.sampling.choose(scores, (self.keys[self.rows[i]].fold(self.drawn(i)) for i in self.at))
         self._append(self.at, self.ids)
         return self.ids
 
@@ -139,12 +147,13 @@ class Decoder:
     def advance(self, keep):
         """Reads the tokens of the last step() in the rows that `keep`:(m,) bool marks; the others leave the batch."""
         self.going[self.at[~keep]] = False
-        right = self.at[keep & (self.ids == self.guesses[self.at, self.place])]
-        self.cache.lengths[right] += 1
-        self.accepted[self.rows[right]] += 1
-        if len(right):  # what comes behind a guess that was right is known already
-            self.at, self.place = right, self.place + 1
-            return
+        if self.guesses.shape[1] > 1:
+            right = self.at[keep & (self.ids == self.guesses[self.at, self.place])]
+            self.cache.lengths[right] += 1
+            self.accepted[self.rows[right]] += 1
+            if len(right):  # what comes behind a guess that was right is known already
+                self.at, self.place = right, self.place + 1
+                return
         if not self.going.all():
             self._leave(np.flatnonzero(~self.going))
         if len(self.rows):
@@ -170,9 +179,13 @@ class Decoder:
         if self.draft is not None and (room := int(self.context - 1 - self.cache.lengths.max())) > 0:
             guesses = self.draft.guess(self, room)
             self.drafted[self.rows] += (guesses >= 0).sum(1)
-        hidden = hidden_of(self.model, np.concatenate([last, np.maximum(guesses, 0)], 1), self.cache, self.numbers)
+        found, logits = None if guesses.size or self.model.by_row else token(self.model, last[:, 0], self.cache), None
+        if found is None:
+            hidden = hidden_of(self.model, np.concatenate([last, np.maximum(guesses, 0)], 1), self.cache, self.numbers)
+        else:
+            hidden, logits = (x[:, None] for x in found)
         self.cache.advance(1)
-        self._round(hidden, np.concatenate([guesses, np.full_like(last, -1)], 1))
+        self._round(hidden, np.concatenate([guesses, np.full_like(last, -1)], 1), logits)
 
     def _leave(self, rows):
         order = list(range(len(self.rows)))

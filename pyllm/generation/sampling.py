@@ -2,6 +2,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from numbers import Integral, Real
 
 import numpy as np
@@ -51,7 +52,7 @@ class Sampling:
         if wrong:
             raise ConfigError(f"sampling: {'; '.join(wrong)}")
 
-    @property
+    @cached_property
     def adjusts(self):
         """Whether a step before the temperature changes anything."""
         return any(getattr(self, f.name) != f.default for f in fields(self) if f.name not in ("temperature", "top_k", "top_p", "min_p"))

@@ -1,11 +1,30 @@
 """Packed: a frozen (O, I) weight as bfloat16 or in ggml's blocks of 32, the way the kernels read it."""
 import numpy as np
 
+from pyllm.extension import load
+
+_C = load("pyllm._C")
 BLOCK = 32  # weights along a row that share a scale
 WOVEN = 32  # rows that lie interleaved: the kernels' lanes
 FORMATS = {"bf16": 64, "q8_0": 34, "q4_0": 18, "q4_1": 20}  # bytes of a block
 _WORDS = {"bf16": 16, "q8_0": 8, "q4_0": 4, "q4_1": 4}  # 32-bit words of a block without its scales
 _ROWS = 1024  # rows quantised at a time
+
+
+class Room:
+    """Memory for the packed weights of a model: one block, in the system's large pages, since a page's end stops the CPU's foresight."""
+
+    def __init__(self, weights):
+        """weights: [(format, shape)] of those that will lie here."""
+        size = sum(-(-o // WOVEN) * WOVEN * -(-i // BLOCK) * FORMATS[format] + 3 * 64 for format, (o, i) in weights)
+        self.free = (_C.empty((size // 4 + 16,)) if _C else np.empty(size // 4 + 16, np.float32)).view(np.uint8)
+        self.free = self.free[-self.free.ctypes.data % 64 :]
+
+    def take(self, shape, dtype):
+        """-> an array that begins a line of the cache."""
+        size = int(np.prod(shape)) * dtype.itemsize
+        taken, self.free = self.free[:size].view(dtype).reshape(shape), self.free[-(-size // 64) * 64 :]
+        return taken
 
 
 class Packed:
@@ -43,7 +62,7 @@ class Packed:
         return self.shape[0]
 
     @classmethod
-    def quantize(cls, array, format):
+    def quantize(cls, array, format, room=None):
         """array:(O, I) floats -> the Packed nearest to it, with the bits of ggml's reference quantiser.
 
         ValueError: an unknown format, I no multiple of 32 (bf16 takes any), NaN, infinity or a block beyond float16's range.
@@ -51,27 +70,30 @@ class Packed:
         array = np.asarray(array)
         check("Packed.quantize", format, array.shape)
         rows = [_blocks(np.ascontiguousarray(array[i : i + _ROWS], np.float32), format) for i in range(0, len(array), _ROWS)]
-        return cls.from_blocks(format, array.shape, np.concatenate(rows) if rows else np.empty(0, np.uint8))
+        return cls.from_blocks(format, array.shape, np.concatenate(rows) if rows else np.empty(0, np.uint8), room)
 
     @classmethod
-    def from_blocks(cls, format, shape, data):
-        """data: the bytes of a GGUF tensor (any uint8 array or buffer), row after row; for bf16 the 16-bit words."""
+    def from_blocks(cls, format, shape, data, room=None):
+        """data: the bytes of a GGUF tensor (any uint8 array or buffer), row after row; for bf16 the 16-bit words. room: a Room for them."""
         check("Packed.from_blocks", format, shape)
         (o, i), data = shape, np.frombuffer(data, np.uint8)
         row = 2 * i if format == "bf16" else i // BLOCK * FORMATS[format]
         if data.size != o * row:
             raise ValueError(f"Packed.from_blocks: {data.size} bytes; expected {o * row} for {format} {tuple(shape)}")
-        data = data.reshape(o, row)
-        if format == "bf16":
+        if format == "bf16" and i % BLOCK:
             filled = np.zeros((o, 64 * -(-i // BLOCK)), np.uint8)
-            filled[:, :row] = data
-            return cls(format, shape, _weave(filled.view(np.uint32).reshape(o, filled.shape[1] // 64, 16)))
-        data = data.reshape(o, i // BLOCK, FORMATS[format])
-        head = FORMATS[format] - 4 * _WORDS[format]
-        words = np.ascontiguousarray(data[:, :, head:]).view(np.uint32)
-        words = _weave(words ^ np.uint32(0x80808080) if format == "q8_0" else words)  # the kernels take bytes + 128
-        halves = np.ascontiguousarray(data[:, :, :head]).view(np.uint16)
-        return cls(format, shape, words, *(_weave(halves[:, :, n : n + 1])[:, :, 0] for n in range(head // 2)))
+            filled[:, :row] = data.reshape(o, row)
+            data = filled
+        panels, blocks, each = -(-o // WOVEN), -(-i // BLOCK), _WORDS[format]
+        take = np.empty if room is None else room.take
+        words = take((panels, blocks, each, WOVEN), np.dtype(np.uint32))
+        halves = [take((panels, blocks, WOVEN), np.dtype(np.uint16)) for _ in range((FORMATS[format] - 4 * each) // 2)]
+        flip = 0x80808080 if format == "q8_0" else 0  # the kernels take bytes + 128
+        if _C:
+            _C.weave(np.ascontiguousarray(data), o, flip, words, *halves, *[None] * (2 - len(halves)))
+        else:
+            _weave(data.reshape(o, blocks, FORMATS[format]), flip, words, *halves)
+        return cls(format, shape, words, *halves)
 
     def to_blocks(self):
         """-> uint8 (O, bytes of a row): what from_blocks takes, byte for byte."""
@@ -110,12 +132,13 @@ def check(where, format, shape):
                          "Hint: bf16 takes any length")
 
 
-def _weave(x):
-    """(O, blocks, G) -> (O / 32, blocks, G, 32), zeros for rows that fill up the last panel."""
-    o, blocks, g = x.shape
-    if o % WOVEN:
-        x = np.concatenate([x, np.zeros((-o % WOVEN, blocks, g), x.dtype)])
-    return np.ascontiguousarray(x.reshape(len(x) // WOVEN, WOVEN, blocks, g).transpose(0, 2, 3, 1))
+def _weave(data, flip, words, *halves):
+    """data: uint8 (O, blocks, bytes) -> its float16s into halves, its words ^ flip into words, 0 where rows fill up the last panel."""
+    for part, woven in ((data[:, :, 2 * len(halves) :].copy().view(np.uint32) ^ np.uint32(flip), words),
+                        *((data[:, :, 2 * n : 2 * n + 2].copy().view(np.uint16), half[:, :, None]) for n, half in enumerate(halves))):
+        o, blocks, g = part.shape
+        part = np.concatenate([part, np.zeros((-o % WOVEN, blocks, g), part.dtype)])
+        woven[...] = part.reshape(-1, WOVEN, blocks, g).transpose(0, 2, 3, 1)
 
 
 def _unweave(x, rows):

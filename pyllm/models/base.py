@@ -181,6 +181,10 @@ class Trunk(Module):
         """-> the module in which a prompt stands."""
         return self
 
+    def frame(self):
+        """-> what stands before and behind the blocks, a Frame; or None where that is more than it says."""
+        return None
+
     def standing(self, tokens, segments, cache, prefixes, limit):
         """-> at:(B, T) the tokens' positions behind the prefixes of the layers, and how many positions those take.
 
@@ -294,3 +298,8 @@ class CausalLM(LanguageModel):
     def check(self, tokens, segments=None, cache=None):
         """See check_tokens."""
         return self.trunk.check(tokens, segments, cache)
+
+    def frame(self):
+        """See Trunk; with the head."""
+        frame = self.trunk.frame()
+        return frame and dataclasses.replace(frame, head=self.head_weight())

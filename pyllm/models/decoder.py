@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pyllm.autograd import Rng
 from pyllm.errors import ConfigError
 from pyllm.models.base import CausalLM, Config, Trunk
-from pyllm.nn import ACTIVATIONS, Embedding, RMSNorm, RotaryBlock, RotaryTable, checked_scaling, step, through, virtual
+from pyllm.nn import ACTIVATIONS, Embedding, Frame, RMSNorm, RotaryBlock, RotaryTable, checked_scaling, step, through, virtual
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
@@ -162,6 +162,9 @@ class Decoder(Trunk):
         if y is None:
             y = through(self.layers, x, checkpointing=self.checkpointing, rng=rng, at=at, segments=segments, cache=cache)
         return self.norm(y)
+
+    def frame(self):
+        return Frame(self.embed_tokens, self.norm) if self.config.embed_scale == 1 else None
 
     def limit(self):
         """-> how many positions there are; dynamic scaling is made for texts beyond the context."""

@@ -6,7 +6,7 @@ import numpy as np
 from pyllm.autograd import Rng, Tensor, ops
 from pyllm.errors import ConfigError
 from pyllm.models.base import CausalLM, Config, Trunk
-from pyllm.nn import (ACTIVATIONS, BlockPlan, Embedding, LayerNorm, Linear, Module, RelativeBias, RotaryTable, alibi,
+from pyllm.nn import (ACTIVATIONS, BlockPlan, Embedding, Frame, LayerNorm, Linear, Module, RelativeBias, RotaryTable, alibi,
                       attend, sinusoids, split, step, through, virtual)
 
 
@@ -129,6 +129,9 @@ class Body(Trunk):
             x, at, segments, skip = virtual.embedded(self.prompt, x, at, segments, ahead, self.config.position in ("alibi", "t5"))
         hidden = self.run(x, at, segments, cache, rng, ahead)
         return hidden[:, skip:] if skip else hidden
+
+    def frame(self):
+        return Frame(self.wte, self.ln_f, self.wpe) if self.config.position in ("learned", "rope") else None
 
     def run(self, x, at, segments=None, cache=None, rng=None, ahead=0):
         """x:(B, T, C) the embedded tokens at positions at:(B, T), behind `ahead` virtual ones -> (B, T, C)."""

@@ -17,7 +17,8 @@ class Cache:
         self.layers = {}
         self.shared = False  # a part of another one
         self.memory = None  # of an encoder-decoder: what its rows look at, a Memory with as many
-        self.step = None  # what step.py keeps for the model that fills the cache
+        self.step = None  # what step.py keeps for the model that fills the cache,
+        self.bound = None  # and for the arrays in `layers`
 
     def append(self, layer, k, v):
         """k, v:(B, T, Hkv, D) -> all keys and values so far, views (B, capacity, Hkv, D)."""
@@ -39,7 +40,7 @@ class Cache:
         if self.shared:
             raise ValueError(f"Cache.append: {needed[3]} tokens in a part with room for {self.capacity}. Hint: a larger capacity")
         held = 0 if store is None else store.shape[3]
-        self.capacity = max(needed[3], 2 * held, self.capacity)
+        self.capacity, self.bound = max(needed[3], 2 * held, self.capacity), None
         grown = np.zeros((*needed[:3], self.capacity, needed[4]), np.float32)
         if held:
             grown[:, :, :, :held] = store
@@ -75,7 +76,7 @@ class Cache:
         """
         index = np.asarray(index, np.int64)
         moved, before = np.flatnonzero(index != np.arange(len(index))), len(self.lengths)
-        self.lengths = self.lengths[index]
+        self.lengths, self.bound = self.lengths[index], None
         if self.memory is not None and not same:
             self.memory = self.memory.rows(index)
         longest, end = (int(starts.max(initial=0)) for starts in (self.starts, self.starts[moved]))

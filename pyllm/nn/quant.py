@@ -2,7 +2,7 @@
 from fnmatch import fnmatchcase
 
 from pyllm.autograd import Tensor
-from pyllm.kernels.packed import BLOCK, FORMATS, Packed
+from pyllm.kernels.packed import BLOCK, FORMATS, Packed, Room
 from pyllm.nn.layers import Embedding, Linear
 
 
@@ -29,18 +29,20 @@ def quantize(model, format, skip=(), embeddings=None):
               if f in FORMATS and f != "bf16" and m.weight.shape[1] % BLOCK]
     if wrong:
         raise ValueError("quantize: " + "\n  ".join([*wrong, "Hint: skip names what stays as it is; bf16 takes any rows"]))
-    done = {}  # a tied weight stays tied: what it was (kept, so that its id stays its own) and what it is
+    weights = {}  # a tied weight stays tied: what it was (kept, so that its id stays its own) and what it will be
     for module, name in chosen.values():
-        old = module.weight
-        done.setdefault(id(old), (old, _packed(old, name)))
-        module.weight = done[id(old)][1]
+        weights.setdefault(id(module.weight), (module.weight, name))
+    room = Room([(name, old.shape) for old, name in weights.values() if name in FORMATS])
+    done = {key: _packed(old, name, room) for key, (old, name) in weights.items()}
+    for module, _ in chosen.values():
+        module.weight = done[id(module.weight)]
     return model
 
 
-def _packed(weight, format):
-    """weight: a Tensor or Packed -> the same in `format`."""
+def _packed(weight, format, room):
+    """weight: a Tensor or Packed -> the same in `format`, in the Room."""
     if isinstance(weight, Packed):
         if weight.format == format:
             return weight
         weight = Tensor(weight.dequantize(), requires_grad=True)
-    return weight if format == "f32" else Packed.quantize(weight.data, format)
+    return weight if format == "f32" else Packed.quantize(weight.data, format, room)

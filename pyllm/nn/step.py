@@ -6,7 +6,7 @@ from pyllm import kernels as K
 from pyllm.autograd import Tensor
 from pyllm.autograd.tensor import reduced
 from pyllm.extension import load
-from pyllm.nn.layers import Layer, LayerNorm, Linear, RMSNorm
+from pyllm.nn.layers import Embedding, Layer, LayerNorm, Linear, RMSNorm
 from pyllm.nn.rotary import RotaryTable
 
 _C = load("pyllm._C")
@@ -38,6 +38,16 @@ class BlockPlan:
     window: int = 0
 
 
+@dataclass(frozen=True)
+class Frame:
+    """head(norm(blocks(embedding[id] + positions[at]))): what stands before and behind the blocks. head: (V, C), without a bias."""
+
+    embedding: Embedding
+    norm: LayerNorm | RMSNorm
+    positions: Embedding | None = None
+    head: object = None
+
+
 def step(blocks, x, cache, rng=None):
     """x:(B, T, C) Tensor, tokens behind those of `cache` -> what blocks give, bit for bit as one by one, keys and values appended; or None.
 
@@ -45,18 +55,30 @@ def step(blocks, x, cache, rng=None):
     products, PYLLM_DEBUG, dropout. Each of blocks: a module with plan() -> BlockPlan, or None if it is no such block; blocks[i] is layer i
     of the cache.
     """
-    if cache is None or rng is not None or reduced() or K.active() == "reference" or env.debug():
+    if cache is None or rng is not None or _python():
         return None
     if cache.step is None:
         cache.step = _Step(blocks)
     return cache.step(x, cache)
 
 
+def token(model, ids, cache):
+    """ids:(B,) int32 in 0..V-1, read behind a cache that `step` filled -> hidden:(B, C), logits:(B, V) of what follows; or None.
+
+    The bits are those of the head over model.hidden, in one call. None where it takes Python: see step; a model without a frame().
+    """
+    return None if cache.step is None or _python() else cache.step.token(model, ids, cache)
+
+
+def _python():
+    return reduced() or K.active() == "reference" or env.debug()
+
+
 class _Step:
     """The plans of blocks, handed to C++ once for the life of a cache: it holds keys that these weights gave."""
 
     def __init__(self, blocks):
-        plans, self.blocks = [_plain(block.plan()) for block in blocks], None
+        plans, self.blocks, self.sizes = [_plain(block.plan()) for block in blocks], None, None
         if None in plans:
             return
         self.tables = list({id(p.rotary): p.rotary for p in plans if p.rotary is not None}.values())
@@ -73,11 +95,42 @@ class _Step:
     def __call__(self, x, cache):
         if self.blocks is None or x.dtype != K.native.F32:
             return None
-        t, y = x.shape[1], K.empty(x.shape)
-        stores = [cache.room(layer, t, *shape) for layer, shape in enumerate(self.shapes)]
-        tables = [table(int(cache.starts.max()) + t - 1) for table in self.tables]
-        self.blocks.run(x.data, y, cache.starts, stores, tables)
+        y = K.empty(x.shape)
+        self.blocks.run(x.data, y, *self._bound(cache, x.shape[1]))
         return Tensor(y)
+
+    def token(self, model, ids, cache):
+        if self.sizes is None:
+            self.sizes = self._sizes(model.frame())
+        if not self.sizes:
+            return None
+        hidden, logits = (K.empty((len(ids), size)) for size in self.sizes)
+        self.blocks.token(ids, hidden, logits, *self._bound(cache, 1))
+        return hidden, logits
+
+    def _bound(self, cache, t):
+        """-> what C++ takes of a cache for t more tokens a row: lengths, keys and values, rotary tables."""
+        starts = cache.starts
+        needed = int(starts.max()) + t
+        if cache.bound is None or needed > cache.bound.room:
+            stores = [cache.room(layer, t, *shape) for layer, shape in enumerate(self.shapes)]
+            cache.bound = self.blocks.bind(stores)
+        return starts, cache.bound, [table(needed - 1) for table in self.tables]
+
+    def _sizes(self, frame):
+        """frame: a Frame or None -> C, V, once C++ has it; () where it does not take it."""
+        if self.blocks is None or frame is None:
+            return ()
+        plain = {f.name: part.plain() for f in fields(frame) if isinstance(part := getattr(frame, f.name), Layer)}
+        frame = replace(frame, **plain)
+        tables = [e for e in (frame.embedding, frame.positions) if e is not None]
+        weights = [w for w in (frame.head, *(e.weight for e in tables), *frame.norm.parameters()) if not isinstance(w, K.Packed)]
+        if any(type(e) is not Embedding for e in tables) or type(frame.norm) not in (LayerNorm, RMSNorm) or not _floats(weights):
+            return ()
+        (vocabulary, channels), positions = frame.head.shape, frame.positions
+        self.blocks.put_ends((_native(frame.embedding.weight), None), None if positions is None else (_native(positions.weight), None),
+                             _norm(frame.norm), (_native(frame.head), None), vocabulary, 0 if positions is None else len(positions.weight))
+        return channels, vocabulary
 
 
 def _plain(plan):
@@ -90,8 +143,12 @@ def _plain(plan):
     norms = [n for n in (plan.attention_norm, plan.mlp_norm, plan.q_norm, plan.k_norm) if n is not None]
     if any(type(w) is not Linear for w in linears) or any(type(n) not in (LayerNorm, RMSNorm) for n in norms):
         return None
-    arrays = [p.data for module in linears + norms for p in module.parameters()]
-    return plan if all(a.dtype == K.native.F32 and a.flags.c_contiguous and a.flags.aligned for a in arrays) else None
+    return plan if _floats(p for module in linears + norms for p in module.parameters()) else None
+
+
+def _floats(tensors):
+    """-> whether all of them are dense float32."""
+    return all(a.dtype == K.native.F32 and a.flags.c_contiguous and a.flags.aligned for a in (t.data for t in tensors))
 
 
 def _norm(norm):
@@ -99,8 +156,11 @@ def _norm(norm):
 
 
 def _weight(linear):
-    weight = linear and linear.weight
-    return linear and (weight.native if isinstance(weight, K.Packed) else weight.data, _data(linear.bias))
+    return linear and (_native(linear.weight), _data(linear.bias))
+
+
+def _native(weight):
+    return weight.native if isinstance(weight, K.Packed) else weight.data
 
 
 def _data(tensor):

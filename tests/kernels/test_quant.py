@@ -48,6 +48,18 @@ def test_bytes_come_back(format, o, blocks, seed):
     assert w.shape == shape and w.size == o * shape[1] and len(w) == o and Packed.from_blocks(format, shape, data.tobytes()).shape == shape
 
 
+@formats
+@pytest.mark.parametrize("o, i", [(1, 32), (33, 96), (64, 64)])
+def test_weaving_without_the_compiled_part_is_the_same(monkeypatch, format, o, i):
+    row = 2 * i if format == "bf16" else i // 32 * FORMATS[format]
+    data = np.random.default_rng(o).integers(0, 256, (o, row), np.uint8)
+    one = Packed.from_blocks(format, (o, i), data)
+    monkeypatch.setattr("pyllm.kernels.packed._C", None)
+    two = Packed.from_blocks(format, (o, i), data)
+    for name in ("words", "scales", "mins"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+
+
 @pytest.mark.parametrize("format", [f for f in FORMATS if f != "bf16"])
 def test_values_are_those_of_the_definition(format, isa):
     data = np.random.default_rng(1).integers(0, 256, (40, 2 * FORMATS[format]), np.uint8)

@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 
 from pyllm import kernels as K
 from pyllm.autograd import Tensor, no_grad, ops, precision
-from pyllm.nn import BlockPlan, Cache, LayerNorm, Linear, Module, RMSNorm, RotaryTable, positions, quantize, step
+from pyllm.models.gpt2 import GPT2, GPT2Config
+from pyllm.models.llama import Llama, LlamaConfig
+from pyllm.nn import BlockPlan, Cache, LayerNorm, Linear, Module, RMSNorm, RotaryTable, positions, quantize, step, token
 
 ISAS = [name for name in K.available() if name != "reference"]
 pytestmark = pytest.mark.skipif(not ISAS, reason="no compiled kernels")
@@ -119,6 +121,57 @@ def test_a_row_has_the_same_bits_alone_and_for_any_thread_count():
                 first = together
     finally:
         K.set_num_threads(before)
+
+
+def models():
+    llama = LlamaConfig(vocab_size=70, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+                        num_key_value_heads=2, max_position_embeddings=64)
+    gpt2 = GPT2Config(vocab_size=70, n_positions=64, n_embd=64, n_layer=2, n_head=4)
+    return [Llama(llama), GPT2(gpt2)]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("format", ["f32", "bf16", "q4_0"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_token_has_the_bits_of_the_head_over_the_hidden_states(isa, format, which):
+    model = quantize(models()[which].initialize(0), format)
+    one, two, draw = Cache(3, capacity=4), Cache(3, capacity=4), np.random.default_rng(0)
+    with K.use(isa), no_grad():
+        for cache in (one, two):
+            model.hidden(np.arange(9, dtype=np.int32).reshape(3, 3), cache=cache)
+            cache.advance(np.array([3, 1, 2]))
+        for n in range(8):  # the cache grows, rows leave and change places: what was bound before must not be written to
+            ids = draw.integers(0, 70, len(one.lengths)).astype(np.int32)
+            hidden, logits = token(model, ids, one)
+            want = model.hidden(ids[:, None], cache=two)
+            assert hidden.tobytes() == want.data.tobytes()
+            assert logits.tobytes() == ops.linear(want, model.head_weight()).data.tobytes()
+            for cache in (one, two):
+                cache.advance(1)
+                if n == 3:
+                    cache.select([2, 0])
+
+
+def test_tokens_beyond_the_model_are_refused_in_one_call_too():
+    for model in models():
+        cache = Cache(1)
+        with no_grad():
+            model.initialize(0).hidden(np.zeros((1, 1), np.int32), cache=cache)
+        for bad in (-1, 70):
+            with pytest.raises(ValueError, match="ids of the vocabulary"):
+                token(model, np.array([bad], np.int32), cache)
+    cache.lengths[0] = 64
+    with pytest.raises(ValueError, match="positions of the context"):
+        token(model, np.zeros(1, np.int32), cache)
+
+
+def test_a_model_that_says_no_frame_is_left_to_python():
+    model, cache = models()[1], Cache(1)
+    with no_grad():
+        model.initialize(0).hidden(np.zeros((1, 1), np.int32), cache=cache)
+    model.transformer.ln_f = Other(64, 64)
+    assert token(model, np.zeros(1, np.int32), cache) is None
+    assert token(model, np.zeros(1, np.int32), Cache(1)) is None  # nothing read before
 
 
 class Other(Linear):
