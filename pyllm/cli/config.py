@@ -62,14 +62,25 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class Train(Steps):
+class Taught(Steps):
+    """What runs have in which a model learns to write."""
+
+    teacher: str = key("", "a model with the same tokenizer, whose probabilities are learned beside the text (distillation)")
+    teacher_share: float = key(0.5, "share of the teacher in the loss", 0.0, 1.0)
+    teacher_temperature: float = key(2.0, "of both models' probabilities where they are compared", 0.01)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.teacher and self.label_smoothing:
+            raise ConfigError(f"train: label_smoothing={self.label_smoothing} with a teacher; expected 0")
+
+
+@dataclass(frozen=True)
+class Train(Taught):
     objective: str = key("clm", "clm: the next token; mlm, wwm: masked tokens, whole words (bert); span, ul2, infill, prefix: T5's, UL2's, "
                          "BART's corrupted text and the rest of a text (t5, bart); suffix, fim: the rest, a middle (decoders)",
                          choices=("clm", "mlm", "wwm", "span", "ul2", "infill", "prefix", "suffix", "fim"))
     corruption: float = key(0.0, "share of the tokens (of the rows for fim) that is corrupted; 0 = the objective's own", 0.0, 1.0)
-    teacher: str = key("", "a model with the same tokenizer, whose probabilities are learned beside the text (distillation)")
-    teacher_share: float = key(0.5, "share of the teacher in the loss", 0.0, 1.0)
-    teacher_temperature: float = key(2.0, "of both models' probabilities where they are compared", 0.01)
     steps: int = key(2000, "optimizer steps in all", 1)
     batch: int = key(16, "rows of a micro-batch", 1)
     warmup: int = key(100, "steps in which the learning rate rises", 0)
@@ -79,6 +90,8 @@ class Train(Steps):
         super().__post_init__()
         if self.warmup > self.steps:
             raise ConfigError(f"train: warmup={self.warmup}, steps={self.steps}; expected warmup <= steps")
+        if self.teacher and self.z_loss:
+            raise ConfigError(f"train: z_loss={self.z_loss} with a teacher; expected 0")
 
 
 MODEL = {  # what every family has; the other keys of [model] are the family's own

@@ -41,7 +41,7 @@ def check(args):
     from pyllm.data import lint
     from pyllm.errors import ConfigError, FormatError
 
-    allow = dict(_pairs("allow", args.allow, float, "NAME=SHARE, such as leaks=0.01"))
+    allow = dict(pairs_of("allow", args.allow, float, "NAME=SHARE, such as leaks=0.01"))
     lint.refusals({}, allow)
     splits = _splits(args)
     tokenizer, architecture = (None, None) if args.tokenizer is None else open_tokenizer(args.tokenizer)
@@ -85,7 +85,7 @@ def dedup(args):
     from pyllm.data.dedup import deduplicate
     from pyllm.io.files import write_atomic
 
-    examples = read_examples(args.path, columns=_columns(args))
+    examples = read_examples(args.path, columns=columns_of(args))
     kept, dropped = deduplicate(list(examples), examples.kind, args.near or None)
     write_atomic(args.out, (json.dumps(record(e), ensure_ascii=False).encode() + b"\n" for e in kept))
     say(f"wrote      {args.out}: {len(kept):,} examples of kind {examples.kind}; {dropped:,} stood there already")
@@ -102,7 +102,8 @@ def record(example):
 
 # ---- what is opened
 
-def _pairs(flag, items, kind, expected):
+def pairs_of(flag, items, kind, expected):
+    """-> (name, kind(value)) of each NAME=VALUE; ConfigError for anything else."""
     from pyllm.errors import ConfigError
 
     for item in filter(None, items):
@@ -115,8 +116,9 @@ def _pairs(flag, items, kind, expected):
             raise ConfigError(f"--{flag} {item}; expected {expected}") from None
 
 
-def _columns(args):
-    return dict(_pairs("columns", args.columns.split(","), str, "KEY=NAME,..., such as prompt=question,completion=answer")) or None
+def columns_of(args):
+    """-> {key: the name that the files have for it} of --columns, or None."""
+    return dict(pairs_of("columns", args.columns.split(","), str, "KEY=NAME,..., such as prompt=question,completion=answer")) or None
 
 
 def _splits(args):
@@ -125,7 +127,7 @@ def _splits(args):
     from pyllm.errors import ConfigError, FormatError
 
     try:
-        columns = _columns(args)
+        columns = columns_of(args)
         return {part: read_examples(args.path, part, columns=columns, skip_bad_lines=True) for part in find_splits(args.path, columns)}
     except FormatError as error:
         raise ConfigError(str(error)) from None
@@ -172,8 +174,8 @@ def described(part, report, length, refused, allow, colour):
 
     paint = partial(_paint, colour)
     yield f"{part:<10} {report.examples:,} examples of kind {report.kind}" + (
-        f", {sum(report.lengths):,} tokens, " + (f"{report.learned:,} labels" if report.labels else f"{report.learned:,} of them learned")
-        if report.lengths else "")
+        f", {sum(report.lengths):,} tokens, " + f"{report.cut:,} of them cut, " * bool(report.cut)
+        + (f"{report.learned:,} labels" if report.labels else f"{report.learned:,} learned") if report.lengths else "")
     if report.labels:
         yield "labels     " + ", ".join(f"{name} {count:,}" for name, count in sorted(report.labels.items())[:20])
     if report.lengths:
@@ -183,10 +185,11 @@ def described(part, report, length, refused, allow, colour):
         yield f"lengths    half up to {middle:,} tokens, 95 % up to {most:,}, the longest {longest:,}{packed or ''}"
     for name, (what, share) in CHECKS.items():
         if places := report.found[name]:
-            stop = (part, name) in refused
+            stop, most = (part, name) in refused, allow.get(name, share)
             few = ", ".join(dict.fromkeys(places[:3])) + (", ..." if len(places) > 3 else "")
-            yield (f"{paint('31;1', 'REFUSED') if stop else paint('33', 'found  ')}    {what}: {len(places):,} of {report.examples:,}, "
-                   f"allowed is {name}={allow.get(name, share):g}: {few}")
+            limit = f", {'more than' if stop else 'within'} {name}={most:g}" if most < 1 else ""
+            yield (f"{paint('31;1', 'REFUSED') if stop else paint('33', 'found  ')}    {what}: {len(places):,} of {report.examples:,} "
+                   f"({report.share(name):.2g}{limit}): {few}")
 
 
 def shown(item, tokenizer, colour):
@@ -217,7 +220,7 @@ def _tokens(ids, learned, tokenizer, colour, most=300):
             text += f"{']]' * (inside and not colour)} ... {left_out:,} tokens ... " * (i == most // 2)
             inside = False
             continue
-        piece = _visible(tokenizer.token_bytes(id))
+        piece = _visible(tokenizer.token_bytes(id) if i else tokenizer.decode_bytes([id]))  # no blank before the first word
         mark = "" if colour or now == inside else "[[" if now else "]]"
         between = "\u00b7" if text and not text.endswith(("\n", " ... ")) else ""
         text += (mark + between if mark == "]]" else between + mark) + "\n".join(

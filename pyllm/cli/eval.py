@@ -2,6 +2,7 @@
 import argparse
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 
@@ -23,19 +24,28 @@ def add_arguments(parser):
     add("--stop", action="append", default=[], metavar="TEXT", help="an answer ends before this text; may be given several times")
     add("--prompt-format", "--prompt_format", default="{prompt}", metavar="TEXT",
         help="what stands around a prompt, such as 'Translate to German: {prompt}'")
+    add("--shots", type=int, default=0, metavar="N",
+        help="answered examples before each one, drawn with --seed from the train files where there are any, never the example itself")
+    add("--chat", action="store_true", help="prompts as a user's turn, as the tokenizer's chat template writes them")
+    add("--no-answer-threshold", "--no_answer_threshold", type=float, default=0.0, metavar="X",
+        help="of qa: by how much no answer may score above a span which is the answer all the same")
     add("--length", type=int, default=0, metavar="N", help="tokens of context at most; 0 = the model's (default)")
-    add("--stride", type=int, default=0, metavar="N", help="of clm: tokens told in a window; fewer see more of the text before; 0 = all")
-    add("--seed", type=int, default=0, metavar="S", help="of the intervals' resampling (default %(default)s)")
+    add("--stride", type=int, default=0, metavar="N", help="of clm: tokens told in a window; fewer see more of the text before; 0 = all. "
+        "Of qa: tokens from one window of a long text to the next; 0 = 128")
+    add("--skip-bad-lines", "--skip_bad_lines", action="store_true", help="count lines that cannot be read, and go on")
+    add("--seed", type=int, default=0, metavar="S", help="of the intervals' resampling and of the choice of shots (default %(default)s)")
     add("--out", metavar="FOLDER", help="write scores.json and predictions.jsonl there")
     add("--json", action=argparse.BooleanOptionalAction, default=False, help="print JSON in place of the table")
 
 
 def run(args):
     from pyllm import __version__
+    from pyllm.cli.data import columns_of
     from pyllm.cli.generate import opened
     from pyllm.data import find_splits
     from pyllm.errors import ConfigError, FormatError, suggest
-    from pyllm.evaluate.tasks import TASKS, Options, evaluate
+    from pyllm.evaluate.spans import best_threshold
+    from pyllm.evaluate.tasks import TASKS, Options, Task, evaluate
     from pyllm.io.files import write_atomic, write_json
 
     if args.task not in TASKS:
@@ -43,13 +53,21 @@ def run(args):
     for name in ("batch", "max_tokens", "beams", "limit"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value}; expected a whole number of at least 1")
-    columns = dict(pair.split("=", 1) for pair in args.columns.split(",") if "=" in pair) or None
-    options = Options(args.batch, args.max_tokens, args.beams, tuple(args.stop), args.prompt_format, args.length, args.stride, args.seed)
+    for name in ("length", "stride", "shots"):
+        if (value := getattr(args, name)) < 0:
+            raise ConfigError(f"--{name} {value}; expected a whole number of at least 0")
+    if args.skip_bad_lines and TASKS[args.task].read is not Task.read:
+        raise ConfigError(f"--skip-bad-lines: the task {args.task} reads a published set, all of it")
+    columns = columns_of(args)
+    options = Options(args.batch, args.max_tokens, args.beams, tuple(args.stop), args.prompt_format, args.length, args.stride,
+                      args.no_answer_threshold, args.seed, args.shots, args.chat)
     model, tokenizer = opened(args.model, args.adapter)
     try:
-        split = args.split or ("test" if "test" in find_splits(args.data, columns) else None)
-        examples = TASKS[args.task].read(args.data, split, columns)
-        scores, records = evaluate(args.task, model, tokenizer, examples, options, limit=args.limit)
+        skip = {"skip_bad_lines": True} if args.skip_bad_lines else {}
+        splits, read = find_splits(args.data, columns), partial(TASKS[args.task].read, args.data, columns=columns, **skip)
+        split = args.split or ("test" if "test" in splits else None)
+        examples, pool = read(split), read("train") if args.shots and split not in (None, "train") and "train" in splits else None
+        scores, records = evaluate(args.task, model, tokenizer, examples, options, limit=args.limit, pool=pool)
     except (FormatError, FileNotFoundError) as error:
         raise ConfigError(f"data: {error}") from None
     settings = {name: value for name, value in asdict(options).items() if name != "batch"}  # which changes nothing
@@ -68,6 +86,10 @@ def run(args):
     width = max(map(len, scores))
     for name, score in scores.items():
         print(f"{name:<{width}}  {score!s:<28}  {score.signature}")
+    if "n_best" in records[0] and len({any(record["references"]) for record in records}) > 1:  # questions with and without an answer
+        print(f"on these examples --no-answer-threshold {best_threshold(records):.2f} has the largest F1; use it on others")
+    if args.skip_bad_lines and getattr(examples, "skipped", 0):
+        print(f"{examples.skipped} bad lines skipped, the first: {examples.first_skipped}")
     if cut := sum(bool(record.get("cut")) for record in records):
         print(f"{cut} prompts were longer than the context: their beginning was cut")
     return 0

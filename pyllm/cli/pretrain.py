@@ -46,6 +46,7 @@ def pretrain(config, out, resume=False, until=None, watch=None):
     """
     from pyllm import training
     from pyllm.cli import run as runs
+    from pyllm.cli.sft import taught
     from pyllm.data.loader import Loader, validation
     from pyllm.objectives import OBJECTIVES
 
@@ -55,7 +56,7 @@ def pretrain(config, out, resume=False, until=None, watch=None):
     tokenizer, train_shards, valid_shards = prepare(config, out, resume)
     model = build_model(config, tokenizer.vocab_size, tokenizer).initialize(t.seed)
     length, corrupted = row_length(config, model), corruption(config, model, tokenizer)
-    objective, teacher = OBJECTIVES[loss_of(t.objective)], taught(config, model, tokenizer)
+    objective, teacher = OBJECTIVES[loss_of(t.objective)], taught(t, model, tokenizer)
     print(f"model      {model.config.model_type}, {model.num_parameters():,} parameters, rows of {length} tokens", flush=True)
 
     def evaluate():
@@ -224,25 +225,6 @@ def build_model(config, vocab_size, tokenizer=None):
         values = {**values.to_dict(), "pad_token_id": pad, "eos_token_id": eos,
                   "decoder_start_token_id": eos if family == "bart" else pad, **forced}
     return folders.build(values)
-
-
-def taught(config, model, tokenizer):
-    """-> the objective of distillation from the teacher, or None where there is none."""
-    from pyllm.cli.sft import open_model
-    from pyllm.errors import ConfigError
-    from pyllm.objectives import distill
-
-    t = config.train
-    if not t.teacher:
-        return None
-    if t.label_smoothing or t.z_loss:
-        raise ConfigError(f"train.label_smoothing={t.label_smoothing}, z_loss={t.z_loss} with a teacher; expected 0")
-    teacher, theirs = open_model(t.teacher)
-    one, other = ([kind.token(i) for i in range(kind.vocab_size)] for kind in (theirs, tokenizer))
-    if one != other:
-        raise ConfigError(f"train.teacher={t.teacher!r} has another tokenizer, of {theirs.vocab_size} tokens; expected the student's, of "
-                          f"{tokenizer.vocab_size}. Hint: --tokenizer with the teacher's folder")
-    return partial(distill, teacher=teacher, temperature=t.teacher_temperature, alpha=t.teacher_share)
 
 
 def row_length(config, model):

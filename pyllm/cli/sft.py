@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pyllm.cli import run as runs
 from pyllm.cli.adapters import Peft, adapt
-from pyllm.cli.config import Steps, key
+from pyllm.cli.config import Steps, Taught, key
 
 METRICS = {  # task: {what a model may be best in: the task of pyllm.evaluate whose score it is, or None for what the objective gives}
     "lm": {"loss": None, "exact_match": "generate", "token_f1": "generate", "rouge1": "summarise", "rougeL": "summarise",
@@ -38,6 +38,7 @@ class Data:
     chat_template: str = key("", "a built-in chat template, such as alpaca, or a file, in place of the tokenizer's; saved with the model")
     length: int = key(0, "tokens of a row at most; 0 = the model's context", 0)
     truncation: str = key("keep_start", "which part of a longer row is kept", choices=("keep_start", "keep_end"))
+    stride: int = key(128, "of questions for an encoder: tokens from one window of a long text to the next", 1)
     packing: bool = key(False, "several examples in a row of --length tokens; they do not see each other")
     fraction: float = key(0.9, "share of the examples to train on where the data has no valid* files; the rest is for validation", 0.0, 1.0)
     token_dropout: float = key(0.0, "probability that a token which is only read is dropped, in training", 0.0, 1.0)
@@ -64,7 +65,17 @@ class Finetune(Steps):
     answer_tokens: int = key(64, "tokens of an answer at most, where the metric is of answers", 1)
 
 
-SECTIONS = {"model": Model, "data": Data, "train": Finetune, "peft": Peft}
+@dataclass(frozen=True)
+class Sets(Data):
+    more: str = key("", "further sets to train on and their shares of what is read, such as chats.jsonl=0.2,facts=0.1; path has the rest")
+
+
+@dataclass(frozen=True)
+class Sft(Finetune, Taught):
+    """A Finetune that may have a teacher."""
+
+
+SECTIONS = {"model": Model, "data": Sets, "train": Sft, "peft": Peft}
 
 
 def add_arguments(parser):
@@ -91,10 +102,15 @@ def sft(config, out, resume=False, until=None, watch=None):
     base, tokenizer = open_model(m.path, packed=m.path.endswith(".gguf") and config.peft.base != "f32")
     if config.data.chat_template:
         tokenizer.chat_template = template(config.data.chat_template)
-    examples = read(config.data)
-    task = task_of(m.task, base, examples["train"].kind)
+    examples, shares = read(config.data), shares_of(config.data)
+    sets = [examples, *({**examples, "train": read(replace(config.data, path=path))["train"]} for path in shares)]
+    task, *others = [task_of(m.task, base, found["train"].kind) for found in sets]
+    if set(others) - {task}:
+        raise ConfigError(f"data.more={config.data.more!r}: examples for {', '.join(others)}; expected the task of data.path, {task}")
     if t.label_smoothing and task == "span":
         raise ConfigError(f"train.label_smoothing={t.label_smoothing}: spans have none; expected 0")
+    if t.teacher and task != "lm":
+        raise ConfigError(f"train.teacher={t.teacher!r}: for the task {task}; expected lm, where probabilities of tokens are learned")
     if config.data.packing and (task != "lm" or architecture(base) != "decoder"):
         raise ConfigError(f"data.packing is for decoders; expected none for {base.config.model_type} and the task {task}")
     metric = "accuracy" if t.metric == "auto" and task != "lm" else "loss" if t.metric == "auto" else t.metric
@@ -103,39 +119,42 @@ def sft(config, out, resume=False, until=None, watch=None):
     if METRICS[task][metric] and "valid" not in examples:
         raise ConfigError(f"train.metric={metric!r} is of whole examples: expected a folder with valid* files, not a share of the rows")
     model, labels = build(base, task, m, t.seed, examples["train"])
-    if config.data.check and not checkpoint:
-        look(config.data, model, tokenizer, examples, labels)
+    for found in sets if config.data.check and not checkpoint else ():
+        look(config.data, model, tokenizer, found, labels)
     rows = render(config, model, tokenizer, examples, labels)
+    learned = [rows["train"], *(rows_of_a_set(config, model, tokenizer, "more", found["train"], labels) for found in sets[1:])]
     out.mkdir(parents=True, exist_ok=True)
     write_toml(out / "config.resolved.toml", config.table())
     adapt(model, config.peft, t.seed)
     if m.freeze:
         frozen = training.freeze(model, m.freeze)
         print(f"frozen     {len(frozen)} parameters, such as {frozen[0]}", flush=True)
-    batches = make_batches(rows["train"], model, t, config.data.packing and row_length(config.data, model),
-                           augment=augmentation(config.data, tokenizer, task))
+    batches = make_batches(learned, model, t, config.data.packing and row_length(config.data, model),
+                           augment=augmentation(config.data, tokenizer, task), weights=[1 - sum(shares.values()), *shares.values()])
     if config.data.packing:
-        used = sum(len(row) - 1 for row in rows["train"]) / (row_length(config.data, model) * sum(map(len, batches.plan(0))))
+        plan = batches.plan(0)
+        used = sum(batches.lengths[i] for batch in plan for row in batch for i in row) / (batches.length * sum(map(len, plan)))
         print(f"packed     {100 * used:.1f} % of a batch are tokens, the rest is padding")
-    valid = make_batches(rows["valid"], model, t, shuffle=False)
+    valid = make_batches([rows["valid"]], model, t, shuffle=False)
     an_epoch = max(1, len(batches.plan(0)) // t.accumulate)
     steps = t.steps or max(1, round(t.epochs * an_epoch))
-    objective = objective_of(task, model)
+    objective, smooth = objective_of(task, model), {"label_smoothing": t.label_smoothing} if t.label_smoothing else {}
+    learns = taught(t, model, tokenizer) or partial(objective, **smooth)
     print(f"steps      {steps:,}; {an_epoch:,} are an epoch; learning rate {t.lr:g}", flush=True)
 
     def evaluate():
         found = training.evaluate(model, objective, islice(valid.once(), t.eval_batches or None))
         values = {"valid_loss": found.loss, **{f"valid_{name}": value for name, value in found.metrics.items()}}
         if scored := METRICS[task][metric]:
-            options = Options(batch=t.batch, max_tokens=t.answer_tokens, prompt_format=config.data.prompt_format)
+            windows = {"length": config.data.length, "stride": config.data.stride} if task == "span" else {}
+            options = Options(batch=t.batch, max_tokens=t.answer_tokens, prompt_format=config.data.prompt_format, **windows)
             scores, _ = score(scored, model, tokenizer, examples["valid"], options, limit=t.eval_batches * t.batch or None)
             values[f"valid_{metric}"] = float(scores[metric])
         words = runs.described(values).removeprefix("validation ")
         return (1 if metric == "loss" else -1) * values[f"valid_{metric}"], values, words
 
-    smooth = {"label_smoothing": t.label_smoothing} if t.label_smoothing else {}
     return runs.run("sft", out, replace(t, eval_every=t.eval_every or an_epoch), steps=steps, warmup=int(t.warmup_ratio * steps),
-                    model=model, tokenizer=tokenizer, objective=partial(objective, **smooth), batches=batches, evaluate=evaluate,
+                    model=model, tokenizer=tokenizer, objective=learns, batches=batches, evaluate=evaluate,
                     sample=(lambda step: answer(model, tokenizer, rows["valid"][0], t.sample_tokens)) if task == "lm" else None,
                     rates=training.layerwise(model, m.layer_decay) if m.layer_decay < 1 else peft.rates(model), base=m.path,
                     checkpoint=checkpoint, until=until, watch=watch)
@@ -155,6 +174,28 @@ def open_model(path, packed=False):
     return model, tokenizer
 
 
+def taught(t, model, tokenizer):
+    """t: a Taught -> the objective of distillation from its teacher, or None where there is none."""
+    from pyllm.errors import ConfigError
+    from pyllm.models.base import LanguageModel
+    from pyllm.models.seq2seq import EncoderDecoder
+    from pyllm.objectives import distill
+
+    if not t.teacher:
+        return None
+    teacher, theirs = open_model(t.teacher)
+    one, other = ([kind.token(i) for i in range(kind.vocab_size)] for kind in (theirs, tokenizer))
+    wrong = [f"another tokenizer, of {theirs.vocab_size} tokens; expected the student's, of {tokenizer.vocab_size}"] * (one != other)
+    if architecture(teacher) != architecture(model) or not isinstance(teacher, (LanguageModel, EncoderDecoder)):
+        wrong.append(f"the architecture {type(teacher).__name__}; expected the student's kind, {architecture(model)} with a language head")
+    elif one == other and teacher.head_weight().shape[0] != model.head_weight().shape[0]:
+        wrong.append(f"logits for {teacher.head_weight().shape[0]} tokens; expected the student's {model.head_weight().shape[0]}")
+    if wrong:
+        raise ConfigError(f"train.teacher={t.teacher!r} has {'; '.join(wrong)}. Hint: a teacher and a student of one family of models, or "
+                          "pyllm pretrain --tokenizer with the teacher's folder")
+    return partial(distill, teacher=teacher, temperature=t.teacher_temperature, alpha=t.teacher_share)
+
+
 def architecture(model):
     """-> decoder, encoder or encoder-decoder, as pyllm.data.render calls them."""
     from pyllm.models.base import Headed
@@ -167,13 +208,11 @@ def architecture(model):
 
 def read(d):
     """d: a Data -> {"train": Examples, and "valid": Examples where the data has such files}."""
+    from pyllm.cli.data import columns_of
     from pyllm.data import find_splits, read_examples
     from pyllm.errors import ConfigError, FormatError
 
-    pairs = [pair.partition("=") for pair in d.columns.split(",") if pair]
-    if not all(name and equals and column for name, equals, column in pairs):
-        raise ConfigError(f"data.columns={d.columns!r}; expected KEY=NAME,..., for example prompt=question,completion=answer")
-    columns = {name.strip(): column.strip() for name, _, column in pairs} or None
+    columns = columns_of(d)
     try:
         return {part: read_examples(d.path, part, columns=columns, skip_bad_lines=d.skip_bad_lines)
                 for part in ("train", "valid") if part == "train" or part in find_splits(d.path, columns)}
@@ -181,22 +220,30 @@ def read(d):
         raise ConfigError(f"data: {error}") from None
 
 
+def shares_of(d):
+    """d: a Data -> {path: share} of the further sets."""
+    from pyllm.cli.data import pairs_of
+    from pyllm.errors import ConfigError
+
+    shares = dict(pairs_of("more", d.more.split(","), float, "FILE=SHARE,..., such as chats.jsonl=0.2,facts=0.1"))
+    if not all(share > 0 for share in shares.values()) or sum(shares.values()) >= 1:
+        raise ConfigError(f"data.more={d.more!r}; expected shares above 0 that leave some for data.path")
+    return shares
+
+
 def look(d, model, tokenizer, examples, labels):
     """Shows an example with what is learned of it; ConfigError for data that would spoil the run."""
     import sys
 
-    from pyllm.cli.data import shown
+    from pyllm.cli.data import pairs_of, shown
     from pyllm.data import lint
     from pyllm.errors import ConfigError, FormatError
 
-    try:
-        allow = {name: float(share) for name, _, share in (pair.partition("=") for pair in d.allow.split(",") if pair)}
-    except ValueError:
-        raise ConfigError(f"data.allow={d.allow!r}; expected NAME=SHARE,..., such as duplicates=0.1,cut=0.3") from None
+    allow = dict(pairs_of("allow", d.allow.split(","), float, "NAME=SHARE,..., such as duplicates=0.1,cut=0.3"))
     lint.refusals({}, allow)
     try:
         reports = lint.check(examples, tokenizer, near=None, labels=labels, architecture=architecture(model), prompt_format=d.prompt_format,
-                             max_length=row_length(d, model), truncation=d.truncation)
+                             max_length=row_length(d, model), truncation=d.truncation, stride=d.stride)
     except FormatError as error:
         raise ConfigError(f"data: {error}") from None
     for line in shown(reports["train"].row, tokenizer, sys.stdout.isatty()) if reports["train"].row is not None else ():
@@ -267,25 +314,38 @@ def render(config, model, tokenizer, examples, labels):
     """-> {"train": rows, "valid": rows}; without files of their own the latter are a share of the examples, drawn with the seed."""
     import numpy as np
 
+    from pyllm.data.render import rows_of
+    from pyllm.errors import ConfigError
+
+    d, rows = config.data, {part: rows_of_a_set(config, model, tokenizer, part, found, labels) for part, found in examples.items()}
+    if "valid" not in rows:
+        whole = [rows_of([item])[0] for item in rows["train"]]
+        whole = [row.where if isinstance(row.label, tuple) else i for i, row in enumerate(whole)]  # a question with all its windows
+        names = list(dict.fromkeys(whole))
+        order = np.random.default_rng(config.train.seed).permutation(len(names))
+        held = {names[i] for i in order[:len(order) - round(d.fraction * len(order))]}
+        if not 0 < len(held) < len(order):
+            raise ConfigError(f"data.fraction={d.fraction}: {len(held)} of {len(order)} rows are for validation; expected at least one, "
+                              "and at least one to train on")
+        rows = {part: [row for row, name in zip(rows["train"], whole) if (name in held) == (part == "valid")]
+                for part in ("train", "valid")}
+        print(f"valid      {len(rows['valid']):,} rows held out of these")
+    return rows
+
+
+def rows_of_a_set(config, model, tokenizer, part, examples, labels):
+    """-> the rows of a set of Examples; what became of them is printed behind `part`."""
     from pyllm.data import prepare
     from pyllm.errors import ConfigError, FormatError
 
-    d, rows = config.data, {}
-    for part, found in examples.items():
-        try:
-            rows[part], counts = prepare(found, tokenizer, architecture=architecture(model), max_length=row_length(d, model),
-                                         truncation=d.truncation, prompt_format=d.prompt_format, labels=labels)
-        except FormatError as error:
-            raise ConfigError(f"data: {error}") from None
-        print(f"{part:<10} {counts}" + (f", {found.skipped} bad lines skipped, the first: {found.first_skipped}" if found.skipped else ""))
-    if "valid" not in rows:
-        order = np.random.default_rng(config.train.seed).permutation(len(rows["train"]))
-        held = len(order) - round(d.fraction * len(order))
-        if not 0 < held < len(order):
-            raise ConfigError(f"data.fraction={d.fraction}: {held} of {len(order)} rows are for validation; expected at least one, "
-                              "and at least one to train on")
-        rows = {"train": [rows["train"][i] for i in np.sort(order[held:])], "valid": [rows["train"][i] for i in np.sort(order[:held])]}
-        print(f"valid      {held:,} rows held out of these")
+    d = config.data
+    try:
+        rows, counts = prepare(examples, tokenizer, architecture=architecture(model), max_length=row_length(d, model), stride=d.stride,
+                               truncation=d.truncation, prompt_format=d.prompt_format, labels=labels)
+    except FormatError as error:
+        raise ConfigError(f"data: {error}") from None
+    skipped = f", {examples.skipped} bad lines skipped, the first: {examples.first_skipped}" if examples.skipped else ""
+    print(f"{part:<10} {counts}{skipped}")
     return rows
 
 
@@ -309,13 +369,14 @@ def augmentation(d, tokenizer, task):
     return augment
 
 
-def make_batches(rows, model, t, packed=0, shuffle=True, augment=None):
-    """-> Batches over rows; packed: tokens of a row that holds several, or 0."""
+def make_batches(sets, model, t, packed=0, shuffle=True, augment=None, weights=None):
+    """-> Batches over one set of rows, or over several by weights; packed: tokens of a row that holds several, or 0."""
     from pyllm.data import row_batches
 
+    mixed = {"weights": weights} if len(sets) > 1 else {}
     start = model.config.starts[0] if architecture(model) == "encoder-decoder" else None
-    return row_batches(rows, batch=0 if t.tokens else t.batch, tokens=t.tokens, pack=packed, seed=t.seed, shuffle=shuffle, augment=augment,
-                       start=start)
+    return row_batches(sets if mixed else sets[0], batch=0 if t.tokens else t.batch, tokens=t.tokens, pack=packed, seed=t.seed,
+                       shuffle=shuffle, augment=augment, start=start, **mixed)
 
 
 def objective_of(task, model):

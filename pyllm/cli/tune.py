@@ -46,6 +46,8 @@ def tune(configure, train, ranges, out, trials, seed=0, resume=False, keep=False
 
     What the n-th trial tries depends on the seed, n and the trials before, so that a search that stopped goes on as one that did not.
     """
+    import numpy as np
+
     from pyllm.errors import ConfigError
     from pyllm.io.files import write_toml
 
@@ -59,7 +61,8 @@ def tune(configure, train, ranges, out, trials, seed=0, resume=False, keep=False
     for trial in study.get_trials(states=(states.RUNNING,)):  # cut off by whatever ended the search
         study.tell(trial.number, state=states.FAIL)
     while (done := len(_finished(study, states))) < trials:
-        study.sampler = optuna.samplers.TPESampler(seed=seed * 100_003 + done, n_startup_trials=min(10, max(3, trials // 4)))
+        mixed = int(np.random.SeedSequence([seed, done]).generate_state(1)[0])  # neighbours would draw much the same first
+        study.sampler = optuna.samplers.TPESampler(seed=mixed, n_startup_trials=min(10, max(3, trials // 4)))
         trial = study.ask()
         settings = {name: _suggested(trial, name, value) for name, value in ranges.items()}
         folder = out / "trials" / f"{done:03d}"
@@ -171,10 +174,12 @@ def _words(settings):
 
 def _report(trials, ranges, out):
     """Prints the table, the best first, and draws the chart where matplotlib is installed."""
-    print(f"\n{'trial':>5}  {'score':>10}  settings (score: loss, or minus the metric; the lower the better)")
+    sign = -1 if any(_score(t) < 0 for t in trials) else 1  # a run's score is a loss, or minus a metric
+    what = "score, the higher the better" if sign < 0 else "loss"
+    print(f"\n{'trial':>5}  {what.partition(',')[0]:>10}  settings")
     for t in trials:
         note = "" if _ended(t) else "  given up"
-        print(f"{t.user_attrs['folder']:>5}  {_score(t):>10.4f}  {_words(t.params)}{note}")
+        print(f"{t.user_attrs['folder']:>5}  {sign * _score(t):>10.4f}  {_words(t.params)}{note}")
     print(f"best       trial {trials[0].user_attrs['folder']}: {out / 'best.toml'}")
     if (pyplot := plot.pyplot("tune.png")) is None:
         return
@@ -183,13 +188,13 @@ def _report(trials, ranges, out):
         shown = [t for t in trials if _ended(t) == kept and t.intermediate_values]
         for axis, name in zip(axes, (None, *ranges)):
             values = [int(t.user_attrs["folder"]) if name is None else t.params[name] for t in shown]
-            axis.plot([str(v) if isinstance(ranges.get(name), list) else v for v in values], [_score(t) for t in shown], marker,
+            axis.plot([str(v) if isinstance(ranges.get(name), list) else v for v in values], [sign * _score(t) for t in shown], marker,
                       label="ended" if kept else "given up")
             axis.set_xlabel(name or "trial")
             if isinstance(ranges.get(name), dict) and ranges[name]["log"]:
                 axis.set_xscale("log")
             axis.grid(alpha=0.3)
-    axes[0].set_ylabel("score, the lower the better")
+    axes[0].set_ylabel(what)
     axes[0].legend()
     figure.savefig(out / "tune.png", dpi=120)
     pyplot.close(figure)

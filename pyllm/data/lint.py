@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pyllm.data.dedup import asked_and_said, exact_duplicates, near_duplicates
 from pyllm.data.examples import label_names
 from pyllm.data.packing import best_fit
-from pyllm.data.render import render, rows_of
+from pyllm.data.render import rendered, rows_of
 from pyllm.errors import ConfigError, FormatError, suggest
 from pyllm.progress import Progress
 
@@ -36,12 +36,14 @@ CHECKS = {
 @dataclass
 class Report:
     """Of one split. kind; examples: how many; found: {name in CHECKS: places, str}; lengths: tokens of each row before any cut, of both
-    sides where there are two; learned: targets; row: a Row, or pair of them, for showing; labels: {name: examples}."""
+    sides where there are two; cut: tokens that are cut; learned: targets; row: a Row, or pair of them, for showing; labels: {name: how
+    many}."""
 
     kind: str
     examples: int = 0
     found: dict = field(default_factory=lambda: {name: [] for name in CHECKS})
     lengths: list = field(default_factory=list)
+    cut: int = 0
     learned: int = 0
     row: object = None
     labels: dict = field(default_factory=dict)
@@ -144,19 +146,19 @@ def _blank(value):
 def _render(report, example, tokenizer, show, **options):
     place = brief(example["where"])
     try:
-        item = render(example, report.kind, tokenizer, **options)
+        items = rendered(example, report.kind, tokenizer, **options)
     except FormatError as error:
         report.found["drift"].append(brief(str(error)))
         return
-    rows = rows_of([item])
-    if report.examples == show or report.row is None:
-        report.row = item
+    rows = rows_of(items)
+    if items and (report.examples == show or report.row is None):
+        report.row = max(items, key=lambda item: isinstance(item, tuple) or item.label != (0, 0))  # a window that has the answer
     eos, bos = tokenizer.eos_id, tokenizer.bos_id
     ends = {t.id for t in tokenizer.added if t.special} | {eos}
     sides = [side for row in rows for side in (row.tokens, row.decoder) if side is not None]
     found = {
         "bos": bos is not None and any(side[:2].tolist() == [bos, bos] for side in sides),
-        "target": report.kind != "prompt" and not all(row.targets for row in rows),
+        "target": not items or report.kind != "prompt" and not all(row.targets for row in rows),
         "cut": any(row.cut for row in rows), "border": any(row.drift for row in rows),
         "joined": options["architecture"] == "decoder" and _joined(example, options["prompt_format"]),
         "unknown": tokenizer.unk_id is not None and any((side == tokenizer.unk_id).any() for side in sides),
@@ -167,6 +169,7 @@ def _render(report, example, tokenizer, show, **options):
         if wrong:
             report.found[name].append(place)
     report.lengths += [len(row) + row.cut + (0 if row.decoder is None else len(row.decoder)) for row in rows]
+    report.cut += sum(row.cut for row in rows)
     report.learned += sum(row.targets for row in rows)
 
 

@@ -6,8 +6,7 @@ rendering: the conversation up to it, as a model is asked for it, has to be the 
 A prompt and its completion are tokenised as one text where the prompt's own tokens are the beginning of that, which is what a model is
 given when it is asked; otherwise (a token would reach over the border) separately, and the row counts as drift.
 """
-import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from pyllm.errors import FormatError
 
 ARCHITECTURES = ("decoder", "encoder", "encoder-decoder")
 TRUNCATIONS = ("keep_start", "keep_end")
+STRIDE = 128  # tokens from one window of a long context to the next
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +63,7 @@ def render(example, kind, tokenizer, *, architecture="decoder", max_length=None,
     if kind == "question" and architecture == "encoder":
         return _span(example, tokenizer, max_length)
     if kind == "question":
-        example = {"prompt": f"question: {example['question']} context: {example['context']}\nanswer:",
-                   "completion": f" {example['references'][0] if example['references'] else 'unanswerable'}", "where": example["where"]}
+        example = written(example)
     if kind == "text" or kind == "prompt" and architecture != "decoder":
         text = example[kind] if isinstance(example[kind], str) else _words(example[kind])
         ids = _ended(tokenizer, _encode(tokenizer, text)) if architecture != "encoder" else _encode(tokenizer, text)
@@ -91,20 +90,43 @@ def render(example, kind, tokenizer, *, architecture="decoder", max_length=None,
     return row
 
 
+def written(example):
+    """question, context, references -> prompt, completion: the question for a model that writes, as in T5's tasks."""
+    answer = example["references"][0] if example["references"] else "unanswerable"
+    return {"prompt": f"question: {example['question']} context: {example['context']}\nanswer:", "completion": f" {answer}",
+            **{key: example[key] for key in ("id", "where", "references") if key in example}}
+
+
+def rendered(example, kind, tokenizer, *, stride=STRIDE, **options):
+    """An example, options of `render` -> list of what it gives: of a question for an encoder a Row for each window of its context.
+
+    A window without all of the answer says that there is none, as in SQuAD's baselines. [] where no window has all of it.
+    """
+    if kind != "question" or options.get("architecture") != "encoder":
+        return [render(example, kind, tokenizer, **options)]
+    found = [_window_row(example, w) for w in windows(example, tokenizer, options.get("max_length"), stride)]
+    return found if not example["answers"] or any(row.label != (0, 0) for row in found) else []
+
+
 @dataclass
 class Counts:
-    """What `prepare` did: examples seen, dropped for lack of a target, cut (rows), cut_tokens, drift (rows), tokens kept and learned."""
+    """What `prepare` did: examples seen, windows of contexts that needed several, dropped for lack of a target, cut (rows), cut_tokens,
+    drift (rows), tokens kept and learned, labels (classes and spans)."""
 
     examples: int = 0
+    windows: int = 0
     dropped: int = 0
     cut: int = 0
     cut_tokens: int = 0
     drift: int = 0
     tokens: int = 0
     learned: int = 0
+    labels: int = 0
 
     def __str__(self):
-        parts = [f"{self.examples:,} examples", f"{self.tokens:,} tokens", f"{self.learned:,} of them learned"]
+        learned = f"{self.labels:,} labels" if self.labels else f"{self.learned:,} of them learned"
+        parts = [f"{self.examples:,} examples", f"{self.tokens:,} tokens", learned]
+        parts += [f"{self.windows:,} windows of long contexts"] * bool(self.windows)
         parts += [f"{self.dropped:,} dropped: no target left"] * bool(self.dropped)
         parts += [f"{self.cut:,} rows cut by {self.cut_tokens:,} tokens"] * bool(self.cut)
         parts += [f"{self.drift:,} rows with a token over the border of prompt and completion, which is split there"] * bool(self.drift)
@@ -112,24 +134,26 @@ class Counts:
 
 
 def prepare(examples, tokenizer, **options):
-    """Examples (their kind is `examples.kind`), options of `render` -> (list of Rows, or of pairs of them; Counts).
+    """Examples (their kind is `examples.kind`), options of `rendered` -> (list of Rows, or of pairs of them; Counts).
 
     A row, or a pair of which one row, has no target left is dropped and counted. Raises FormatError when nothing is left.
     """
     found, counts = [], Counts()
     for example in examples:
-        item = render(example, examples.kind, tokenizer, **options)
+        items = rendered(example, examples.kind, tokenizer, **options)
         counts.examples += 1
-        rows = rows_of([item])
+        counts.windows += len(items) if len(items) > 1 else 0
+        rows = rows_of(items)
         counts.cut += sum(row.cut > 0 for row in rows)
         counts.cut_tokens += sum(row.cut for row in rows)
-        if examples.kind != "prompt" and not all(row.targets for row in rows):
+        if not items or examples.kind != "prompt" and not all(row.targets for row in rows):
             counts.dropped += 1
             continue
         counts.drift += sum(row.drift for row in rows)
         counts.tokens += sum(len(row) + (0 if row.decoder is None else len(row.decoder)) for row in rows)
         counts.learned += sum(row.targets for row in rows)
-        found.append(item)
+        counts.labels += sum(row.label is not None for row in rows)
+        found += items
     if not found:
         raise FormatError(f"prepare: no row is left: {counts}. Hint: a larger max_length, or truncation=\"keep_end\"")
     return found, counts
@@ -320,18 +344,51 @@ def _classified(example, tokenizer, max_length, truncation, labels):
 
 
 def _span(example, tokenizer, max_length):
-    """question, context -> tokens of the pair, label: first and last token of the first answer; (0, 0): none, or cut."""
-    if max_length is not None:
-        tokenizer = copy.copy(tokenizer)
-        tokenizer.truncation = {"max_length": max_length, "strategy": "OnlySecond", "direction": "Right", "stride": 0}
-        tokenizer._from_file = None
-    ids, types, spans = tokenizer.encode_pair(example["question"], example["context"])
-    inside = [i for i, (kind, (a, b)) in enumerate(zip(types, spans.tolist())) if kind == 1 and a < b]
-    label = (0, 0)
-    if example["answers"]:
+    """-> the first window's Row, with what is beyond it as `cut`; see `rendered` for all of them."""
+    found = windows(example, tokenizer, max_length)
+    return replace(_window_row(example, found[0]), cut=sum(len(w.places) for w in windows(example, tokenizer, max_length, None)[1:]))
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """A question and a part of its context. tokens, types (n,) int32; first: where the context's tokens begin; places (m, 2): the
+    characters of each of those in the whole context."""
+
+    tokens: np.ndarray
+    types: np.ndarray
+    first: int
+    places: np.ndarray
+
+
+def windows(example, tokenizer, length=None, stride=STRIDE):
+    """question, context -> [Window, ...]: all of the context in windows of `length` tokens, question included (None: one window).
+
+    Each begins `stride` tokens of the context behind the one before (Devlin et al. 2019: doc_stride), or where that ended if it is shorter;
+    None: side by side. FormatError where the question leaves no room.
+    """
+    ids, types, places = tokenizer.untruncated().encode_pair(example["question"], example["context"])
+    ids, types = np.array(ids, np.int32), np.array(types, np.int32)
+    inside = [k for k, (kind, (a, b)) in enumerate(zip(types.tolist(), places.tolist())) if kind == 1 and a < b]
+    begin, end = (inside[0], inside[-1] + 1) if inside else (len(ids), len(ids))
+    room = (length or len(ids)) - (len(ids) - (end - begin))
+    if room < 1 < len(ids):
+        raise FormatError(f"{example.get('where', 'windows')}: the question {example['question']!r:.60} leaves no room for a context in "
+                          f"{length} tokens")
+    found = []
+    for at in range(begin, max(end, begin + 1), min(stride or room, room)):
+        part = slice(at, min(at + room, end))
+        found.append(Window(*(np.concatenate([a[:begin], a[part], a[end:]]) for a in (ids, types)), begin, places[part]))
+        if part.stop >= end:
+            break
+    return found
+
+
+def _window_row(example, window):
+    """-> Row; label: the first and the last token of the first answer, (0, 0) where there is none, or not all of it in this window."""
+    label, places = (0, 0), window.places
+    if example["answers"] and len(places):
         text, start = example["answers"][0]
-        found = [i for i in inside if spans[i, 0] < start + len(text) and spans[i, 1] > start]
-        label = (found[0], found[-1]) if found and spans[found[-1], 1] >= start + len(text) else label
-    cut = len(tokenizer.encode(example["context"], template=False)) - len(inside) if max_length else 0
-    return Row(np.array(ids, np.int32), np.zeros(len(ids), bool), types=np.array(types, np.int32), label=label, cut=max(cut, 0),
-               where=example["where"])
+        found = np.flatnonzero((places[:, 0] < start + len(text)) & (places[:, 1] > start))
+        if found.size and places[found[0], 0] <= start and places[found[-1], 1] >= start + len(text):
+            label = (window.first + int(found[0]), window.first + int(found[-1]))
+    return Row(window.tokens, np.zeros(len(window.tokens), bool), types=window.types, label=label, where=example["where"])

@@ -13,6 +13,7 @@ import numpy as np
 
 from pyllm.autograd import no_grad, ops
 from pyllm.data.batch import IGNORED
+from pyllm.data.formats import user
 from pyllm.errors import ConfigError, FormatError
 from pyllm.evaluate import metrics
 from pyllm.evaluate.likelihood import log_likelihoods
@@ -39,8 +40,10 @@ def _files(path, pattern):
     return found
 
 
-def _context(tokenizer, text):
-    """-> ids of a text that a likelihood begins at: behind a BOS, or else behind an end token, where there is one."""
+def _context(tokenizer, text, chat=False):
+    """-> ids of a text that a likelihood begins at: behind a BOS, or else behind an end token, where there is one; chat: a user's turn."""
+    if chat:
+        return tokenizer.chat([user(text)])
     ids = tokenizer.encode(text)
     start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
     return ids if start is None or ids[:1] == [start] else [start, *ids]
@@ -148,15 +151,16 @@ def _sums(model, tokenizer, examples, options, text):
     """text: example -> what stands before its choices -> (N, choices): log p of each choice, as many for every example, nats."""
     rows = []
     for e in examples:
-        context = _context(tokenizer, text(e))
-        rows += [(context, tokenizer.encode(f" {choice}", template=False)) for choice in e["choices"]]
+        context, blank = _context(tokenizer, text(e), options.chat), "" if options.chat else " "
+        rows += [(context, tokenizer.encode(f"{blank}{choice}", template=False)) for choice in e["choices"]]
     return np.array([s.sum() for s in log_likelihoods(model, rows, batch=options.batch)]).reshape(len(examples), -1)
 
 
 def bbq(model, tokenizer, examples, options):
     """The likeliest of the three answers behind context and question."""
     sums = _sums(model, tokenizer, examples, options, lambda e: f"{e['context']}\n{e['question']}\nAnswer:")
-    return [_bbq_record(e, int(row.argmax()), "how:likelihood", log_likelihoods=row.tolist()) for e, row in zip(examples, sums)]
+    return [_bbq_record(e, int(row.argmax()), _how("how:likelihood", options), log_likelihoods=row.tolist())
+            for e, row in zip(examples, sums)]
 
 
 def bbq_written(model, tokenizer, examples, options):
@@ -166,10 +170,14 @@ def bbq_written(model, tokenizer, examples, options):
     texts = []
     with Progress(len(prompts), "generate", "row") as bar:
         for begin in range(0, len(prompts), options.batch):
-            part = [_context(tokenizer, prompt) for prompt in prompts[begin : begin + options.batch]]
+            part = [_context(tokenizer, prompt, options.chat) for prompt in prompts[begin : begin + options.batch]]
             texts += [g.text for g in generate(model, tokenizer, part, max_tokens=options.max_tokens, temperature=0, stop=("\n",))]
             bar.update(len(part))
-    return [_bbq_record(e, parse_choice(text, e["choices"]), "how:written", text=text) for e, text in zip(examples, texts)]
+    return [_bbq_record(e, parse_choice(text, e["choices"]), _how("how:written", options), text=text) for e, text in zip(examples, texts)]
+
+
+def _how(how, options):
+    return f"{how}|prompt:chat" if options.chat else how
 
 
 def parse_choice(text, choices):

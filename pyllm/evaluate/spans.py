@@ -1,58 +1,63 @@
-"""Answers as spans of a text, of any length: a window at a time."""
+"""Answers as spans of a text of any length, a window at a time; whether there is one at all."""
 import numpy as np
 
 from pyllm.autograd import no_grad
+from pyllm.data import windows
+from pyllm.data.render import STRIDE
+from pyllm.evaluate.text_metrics import best_f1
 from pyllm.progress import Progress
 
 LONGEST = 30  # tokens of an answer
 
 
-def find_spans(model, tokenizer, examples, *, batch=16, length=384, stride=128):
-    """examples: dicts with question and context -> for each (text or "", score of the best span, score of no answer).
+def find_spans(model, tokenizer, examples, *, batch=16, length=384, stride=STRIDE, best=5):
+    """examples: dicts with question and context -> for each ([(text, score), ...] of the `best` spans, the best first; of no answer).
 
-    The context is read in windows of `length` tokens, question included, each `stride` tokens behind the one before. A span's score is
-    the sum of its first and last token's logits; no answer is what points at the first token twice, of its scores the least over the
-    windows counts, as in SQuAD 2.0's baselines. A span has at most 30 tokens.
+    The context is read in windows of `length` tokens, see pyllm.data.windows. A span's score is the sum of its first and last token's
+    logits; no answer is what points at the first token twice, of its scores the least over the windows counts, as in SQuAD 2.0's
+    baselines. A span has at most 30 tokens.
     """
-    windows, owners, places = [], [], []
-    for i, example in enumerate(examples):
-        ids, types, spans = tokenizer.encode_pair(example["question"], example["context"])
-        inside = [k for k, (kind, (a, b)) in enumerate(zip(types, spans.tolist())) if kind == 1 and a < b]
-        begin, end = (inside[0], inside[-1] + 1) if inside else (len(ids), len(ids))
-        room = length - (len(ids) - (end - begin))
-        if room < 1:
-            raise ValueError(f"find_spans: the question {example['question']!r:.60} leaves no room for a context in {length} tokens")
-        for at in range(begin, max(end, begin + 1), min(stride, room)):
-            part = slice(at, min(at + room, end))
-            windows.append(([*ids[:begin], *ids[part], *ids[end:]], [*types[:begin], *types[part], *types[end:]]))
-            owners.append(i)
-            places.append((begin, spans[part]))
-            if part.stop >= end:
-                break
-    best, none = [(-np.inf, 0, 0)] * len(examples), [np.inf] * len(examples)
-    order = sorted(range(len(windows)), key=lambda k: -len(windows[k][0]))
-    with no_grad(), Progress(len(windows), "answer", "window") as bar:
+    parts = [(i, window) for i, example in enumerate(examples) for window in windows(example, tokenizer, length, stride)]
+    spans, none = [{} for _ in examples], [np.inf] * len(examples)
+    order = sorted(range(len(parts)), key=lambda k: -len(parts[k][1].tokens))
+    with no_grad(), Progress(len(parts), "answer", "window") as bar:
         for at in range(0, len(order), batch):
-            part = order[at : at + batch]
-            tokens, types, segments = np.zeros((3, len(part), max(len(windows[k][0]) for k in part)), np.int32)
-            for row, k in enumerate(part):
-                n = len(windows[k][0])
-                tokens[row, :n], types[row, :n], segments[row, :n] = *windows[k], 1
-            for scores, k in zip(model(tokens, segments, types=types).data.astype(np.float64), part):
-                begin, spans = places[k]
-                none[owners[k]] = min(none[owners[k]], float(scores[0].sum()))
-                best[owners[k]] = max(best[owners[k]], _best(scores[begin : begin + len(spans)], spans))
+            part = [parts[k] for k in order[at : at + batch]]
+            tokens, types, segments = np.zeros((3, len(part), max(len(window.tokens) for _, window in part)), np.int32)
+            for row, (_, window) in enumerate(part):
+                n = len(window.tokens)
+                tokens[row, :n], types[row, :n], segments[row, :n] = window.tokens, window.types, 1
+            for scores, (i, window) in zip(model(tokens, segments, types=types).data.astype(np.float64), part):
+                none[i] = min(none[i], float(scores[0].sum()))
+                for place, score in _best(scores[window.first : window.first + len(window.places)], window.places, best):
+                    spans[i][place] = max(score, spans[i].get(place, -np.inf))  # the same span in windows that overlap
             bar.update(len(part))
-    return [(example["context"][first:last] if score > without else "", score, without)
-            for example, (score, first, last), without in zip(examples, best, none)]
+    ranked = [sorted(found.items(), key=lambda item: (-item[1], item[0]))[:best] for found in spans]
+    return [([(example["context"][a:b], score) for (a, b), score in found], without)
+            for example, found, without in zip(examples, ranked, none)]
 
 
-def _best(scores, spans):
-    """scores: (n, 2) spans: (n, 2) characters -> (the best sum, its first character, the one behind its last)."""
-    if not len(spans):
-        return -np.inf, 0, 0
+def _best(scores, places, best):
+    """scores: (n, 2) places: (n, 2) characters -> [((first character, the one behind the last), sum), ...], the `best` of them."""
+    if not len(places):
+        return []
     sums = scores[:, None, 0] + scores[None, :, 1]
-    behind = np.arange(len(spans)) - np.arange(len(spans))[:, None]
+    behind = np.arange(len(places)) - np.arange(len(places))[:, None]
     sums[(behind < 0) | (behind >= LONGEST)] = -np.inf
-    first, last = np.unravel_index(sums.argmax(), sums.shape)
-    return float(sums[first, last]), int(spans[first, 0]), int(spans[last, 1])
+    found = [np.unravel_index(k, sums.shape) for k in np.argsort(-sums, axis=None, kind="stable")[:best]]
+    return [((int(places[a, 0]), int(places[b, 1])), float(sums[a, b])) for a, b in found if np.isfinite(sums[a, b])]
+
+
+def best_threshold(records):
+    """Records of the task qa -> the no_answer_threshold with the largest token F1 over them, to be used on others.
+
+    By how much no answer may score above the best span which is then still the answer; halfway between two records (SQuAD 2.0's evaluation
+    takes the record itself).
+    """
+    records = sorted(records, key=lambda r: r["no_answer_score"] - r["score"])
+    margins = np.array([r["no_answer_score"] - r["score"] for r in records])
+    gains = [best_f1(r["n_best"][0]["text"] if r["n_best"] else "", r["references"]) - best_f1("", r["references"]) for r in records]
+    ends = [k for k in range(len(records) + 1) if k in (0, len(records)) or margins[k - 1] < margins[k]]
+    k = ends[int(np.argmax(np.cumsum([0.0, *gains])[ends]))]
+    around = np.array([margins[0] - 2, *margins, margins[-1] + 2])
+    return float((around[k] + around[k + 1]) / 2)

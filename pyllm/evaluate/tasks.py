@@ -2,14 +2,18 @@
 
 A record stands for each example: what was predicted, what is right. Nothing in it depends on the batch size.
 """
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
 
 from pyllm.autograd import no_grad
 from pyllm.data import collate, read_examples, render
+from pyllm.data.dedup import normalise
+from pyllm.data.formats import assistant, user
+from pyllm.data.render import STRIDE, written
 from pyllm.errors import ConfigError, FormatError, suggest
 from pyllm.evaluate import bias, metrics, text_metrics
 from pyllm.evaluate.likelihood import log_likelihoods, windows
@@ -19,14 +23,17 @@ from pyllm.models.base import CausalLM
 from pyllm.models.heads import SequenceClassifier, SpanFinder
 from pyllm.models.seq2seq import EncoderDecoder
 from pyllm.progress import Progress
+from pyllm.text.chat import turn_end
 
 
 @dataclass(frozen=True)
 class Options:
     """batch: rows at a time. max_tokens, num_beams, stop: of generated answers, which are the likeliest ones (temperature 0).
 
-    prompt_format: what stands around a prompt. length: tokens of context at most, 0 = the model's. stride: see likelihood.windows. seed:
-    of the intervals' resampling.
+    prompt_format: what stands around a prompt. length: tokens of context at most, 0 = the model's. stride: of clm see likelihood.windows,
+    of spans data.windows; 0 = theirs. no_answer_threshold: by how much no answer may score above a span which is the answer all the same.
+    seed: of the intervals' resampling and of the choice of shots. shots: how many other examples stand, answered, before each one. chat: a
+    prompt that is text is a user's turn, shots are turns before it, as the tokenizer's chat template writes them.
     """
 
     batch: int = 16
@@ -36,7 +43,10 @@ class Options:
     prompt_format: str = "{prompt}"
     length: int = 0
     stride: int = 0
+    no_answer_threshold: float = 0.0
     seed: int = 0
+    shots: int = 0
+    chat: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,13 +60,14 @@ class Task:
     kinds: tuple
     predict: Callable
     score: Callable
-    read: Callable = lambda path, split, columns: read_examples(path, split, columns=columns)
+    read: Callable = read_examples
 
 
-def evaluate(task, model, tokenizer, examples, options=Options(), *, limit=None):
+def evaluate(task, model, tokenizer, examples, options=Options(), *, limit=None, pool=None):
     """task: a name in TASKS; examples: what its `read` gives, or any dicts of its kinds -> ({name: Score}, [record of each example]).
 
-    limit: only the first so many. ConfigError: an unknown task, a model that cannot do it; FormatError: examples of another kind.
+    limit: only the first so many. pool: examples that shots are drawn from, None: `examples`. ConfigError: an unknown task, a model that
+    cannot do it; FormatError: examples of another kind.
     """
     if task not in TASKS:
         raise ConfigError(f"evaluate: task={task!r}; expected one of {', '.join(TASKS)}.{suggest(task, TASKS)}")
@@ -65,10 +76,14 @@ def evaluate(task, model, tokenizer, examples, options=Options(), *, limit=None)
         fits = [name for name, other in TASKS.items() if kind in other.kinds]
         raise FormatError(f"evaluate: examples of the kind {kind} for the task {task}, which reads {', '.join(task_.kinds)}. "
                           + (f"Hint: they fit {', '.join(fits)}" if fits else "No task reads them"))
-    found = list(islice(examples, limit))
+    if options.shots and pool is None:
+        pool = examples = list(examples)
+    found = [{"kind": kind, **example} for example in islice(examples, limit)]
     if not found:
         raise FormatError("evaluate: no examples")
-    records = task_.predict(model, tokenizer, [{"kind": kind, **example} for example in found], options)
+    if options.shots or options.chat and kind != "bbq":
+        found, options = prompted(model, found, pool or (), options), replace(options, prompt_format="{prompt}")
+    records = task_.predict(model, tokenizer, found, options)
     return task_.score(records, options), records
 
 
@@ -92,6 +107,70 @@ def _context(model, options):
     if options.length > limit:
         raise ConfigError(f"evaluate: length={options.length}; expected at most {limit}, the model's context")
     return options.length or limit
+
+
+# ---- what stands before a prompt
+
+PROMPTED = ("completion", "messages", "choice", "classification", "question")  # kinds that ask something and have an answer to show
+
+
+def prompted(model, examples, pool, options):
+    """-> examples whose prompts are formatted, behind options.shots answered examples of the pool, as turns where options.chat is set.
+
+    Which ones depends on options.seed and on what the example asks, neither on its place nor on the others; never one that asks the same.
+    """
+    kind = examples[0]["kind"]
+    if kind not in PROMPTED or not isinstance(model, (CausalLM, EncoderDecoder)):
+        raise ConfigError(f"evaluate: shots={options.shots}, chat={options.chat} for examples of the kind {kind} and a "
+                          f"{type(model).__name__}; expected {', '.join(PROMPTED)}, and a model that writes text")
+    if isinstance(model, EncoderDecoder) and options.chat:
+        raise ConfigError("evaluate: chat=True for an encoder-decoder; expected a causal model")
+    shots = [_asked_and_said({"kind": kind, **shot}) for shot in pool]
+    keys = [normalise(_plain(asked)) for asked, _ in shots]
+    found = []
+    for example in examples:
+        asked, said = _asked_and_said(example)
+        own = normalise(_plain(asked))
+        draw = np.random.default_rng([options.seed, *hashlib.blake2b(own.encode("utf-8", "surrogatepass"), digest_size=8).digest()])
+        chosen = list(islice((i for i in draw.permutation(len(shots)) if keys[i] != own), options.shots))
+        if len(chosen) < options.shots:
+            raise ConfigError(f"evaluate: shots={options.shots} for {example.get('where', 'an example')}, but only {len(chosen)} of "
+                              f"{len(shots)} examples ask something else. Hint: fewer shots, or a folder with a train file")
+        found.append(_behind([shots[i] for i in chosen], example, asked, said, options))
+    return found
+
+
+def _asked_and_said(example):
+    """-> what an example asks and the right answer: both text, or both messages."""
+    kind = example["kind"]
+    if kind == "messages":
+        return example["messages"][:-1], example["messages"][-1:]
+    if kind == "classification":
+        return example["text"], f" {example['label']}"
+    if kind == "choice":
+        return example["prompt"], f" {example['choices'][example['answer']]}"
+    example = written(example) if kind == "question" else example
+    return example["prompt"], example["completion"]
+
+
+def _plain(asked):
+    return asked if isinstance(asked, str) else "\n".join(f"{m['role']}: {m['content']}" for m in asked)
+
+
+def _behind(shots, example, asked, said, options):
+    """-> the example with the shots, (asked, said) pairs, in its prompt."""
+    formatted = lambda text: options.prompt_format.replace("{prompt}", text)
+    if isinstance(asked, str) and not options.chat:
+        prompt = "".join(f"{formatted(a)}{s}\n\n" for a, s in shots) + formatted(asked)
+    else:
+        turns = lambda a, s: ([user(formatted(a))] if isinstance(a, str) else a, [assistant(s.strip())] if isinstance(s, str) else s)
+        asked, said = turns(asked, said)
+        system = [m for m in asked[:1] if m["role"] in ("system", "developer")]  # one, its own
+        before = [m for shot in shots for side in turns(*shot) for m in side if m["role"] not in ("system", "developer")]
+        prompt = [*system, *before, *asked[len(system):]]
+    kind = "completion" if example["kind"] in ("messages", "question") else example["kind"]
+    references = example.get("references") or [said if isinstance(said, str) else said[-1]["content"]]
+    return {**example, "kind": kind, "prompt": prompt, "completion": said, "references": references}
 
 
 # ---- likelihood of text
@@ -130,8 +209,8 @@ def _completion(model, tokenizer, example, options, ends=True):
         learned = np.flatnonzero(row.learned)
         begin = int(learned[np.flatnonzero(np.diff(learned, prepend=-9) > 1)[-1]]) if learned.size else len(row)
         context, continuation = row.tokens[:begin].tolist(), row.tokens[begin : learned[-1] + 1].tolist() if learned.size else []
-    if not ends and continuation[-1:] == [tokenizer.eos_id]:
-        continuation = continuation[:-1]
+    if not ends and continuation and continuation[-1] in {tokenizer.eos_id, *(token.id for token in tokenizer.added if token.special)}:
+        continuation = continuation[:-1]  # of a text, or of a turn
     if not context or not continuation:
         raise FormatError(f"{example.get('where', 'example')}: no tokens in the {'completion' if context else 'prompt'}")
     room = _context(model, options) - (0 if row.decoder is not None else len(continuation) - 1)
@@ -150,9 +229,10 @@ def _score_likelihoods(records, o):
 # ---- choices by likelihood
 
 def _choose(model, tokenizer, examples, options):
-    """The log-likelihood of each choice behind the prompt, a space between them, without an end token."""
+    """The log-likelihood of each choice behind the prompt, a space between them, or as the assistant's turn; without an end token."""
     _writer(model, "multiple-choice")
-    rows = [[_completion(model, tokenizer, {"where": "", **e, "kind": "completion", "completion": f" {choice}"}, options, ends=False)
+    said = lambda e, choice: f" {choice}" if isinstance(e["prompt"], str) else [assistant(choice)]
+    rows = [[_completion(model, tokenizer, {"where": "", **e, "kind": "completion", "completion": said(e, choice)}, options, ends=False)
              for choice in e["choices"]] for e in examples]
     values = iter(log_likelihoods(model, [row[:2] for several in rows for row in several], batch=options.batch))  # all in one go
     records = []
@@ -176,7 +256,8 @@ def _classify(model, tokenizer, examples, options):
     """The labels' probabilities: a classifier's, or of a model that writes, those of the labels' names behind the prompt."""
     if not isinstance(model, SequenceClassifier):
         names = sorted({e["label"] for e in examples})
-        chosen = _choose(model, tokenizer, [{"prompt": e["text"], "choices": names, "answer": 0, **_named(e)} for e in examples], options)
+        chosen = _choose(model, tokenizer, [{"prompt": e.get("prompt", e["text"]), "choices": names, "answer": 0, **_named(e)}
+                                            for e in examples], options)
         scores = [record["log_likelihoods"] for record in chosen]
     else:
         named = model.config.extra.get("id2label", {})
@@ -222,7 +303,9 @@ def _score_classes(records, o):
 def _write(model, tokenizer, examples, options):
     """What the model writes behind each prompt."""
     _writer(model, "of generated text")
-    prompts, records = [], []
+    prompts, records, stop = [], [], options.stop
+    if any(not isinstance(e.get("prompt", ""), str) or e["kind"] == "messages" for e in examples) and (end := turn_end(tokenizer)):
+        stop = (*stop, end)  # which need not be the model's end token
     for example in examples:
         context, continuation, _ = _completion(model, tokenizer, example, options)
         room = _context(model, options) - (0 if isinstance(model, EncoderDecoder) else options.max_tokens)
@@ -240,7 +323,7 @@ def _write(model, tokenizer, examples, options):
         for begin in range(0, len(order), options.batch):
             part = order[begin : begin + options.batch]
             found = generate(model, tokenizer, [prompts[i] for i in part], max_tokens=options.max_tokens, num_beams=options.num_beams,
-                             temperature=0, stop=options.stop)
+                             temperature=0, stop=stop)
             for i, generation in zip(part, found):
                 records[i].update(prediction=generation.text.strip(), finish_reason=generation.finish_reason)
             bar.update(len(part))
@@ -252,9 +335,16 @@ def _answer(model, tokenizer, examples, options):
     if not isinstance(model, SpanFinder):
         records = _write(model, tokenizer, examples, options)
         return [{**r, "prediction": "" if r["prediction"] == "unanswerable" else r["prediction"]} for r in records]
-    found = find_spans(model, tokenizer, examples, batch=options.batch, length=_context(model, options))
-    return [{**_named(e), "prediction": text, "references": e["references"] or [""], "score": score, "no_answer_score": none}
-            for e, (text, score, none) in zip(examples, found)]
+    found = find_spans(model, tokenizer, examples, batch=options.batch, length=_context(model, options), stride=options.stride or STRIDE)
+    records = []
+    for example, (spans, none) in zip(examples, found):
+        text, score = spans[0] if spans else ("", -np.inf)
+        odds = np.exp(np.array([s for _, s in spans]) - max(score, none))
+        chances = (odds / (odds.sum() + np.exp(none - max(score, none)))).tolist()
+        records.append({**_named(example), "prediction": text if none - score <= options.no_answer_threshold else "",
+                        "references": example["references"] or [""], "score": score, "no_answer_score": none,
+                        "n_best": [{"text": t, "score": s, "probability": p} for (t, s), p in zip(spans, chances)]})
+    return records
 
 
 def _texts(records):

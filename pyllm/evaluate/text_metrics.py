@@ -40,8 +40,13 @@ def token_f1(predictions, references, *, seed=0):
 
     As SQuAD 2.0 has it: where either side has no words, 1 if both have none, else 0.
     """
-    values = [max(_words_f1(p, r) for r in several) for p, several in _paired("token_f1", predictions, references)]
+    values = [best_f1(p, several) for p, several in _paired("token_f1", predictions, references)]
     return mean("token_f1", values, "norm:squad", seed=seed)
+
+
+def best_f1(prediction, references):
+    """A text, right ones -> the largest F1 of words in common with one of them."""
+    return max(_words_f1(prediction, r) for r in references)
 
 
 def _words_f1(prediction, reference):

@@ -48,7 +48,7 @@ def check(tmp_path, tokenizer, capsys):
 def test_good_data_pass_and_one_example_is_shown_with_its_mask(check):
     code, out, err = check(GOOD)
     assert code == 0 and out.endswith("passed\n") and "REFUSED" not in out
-    assert re.search(r"train +20 examples of kind completion, [\d,]+ tokens, [\d,]+ of them learned", out)
+    assert re.search(r"train +20 examples of kind completion, [\d,]+ tokens, [\d,]+ learned", out)
     shown = out[out.index("example "):].replace("\u00b7", "")
     assert "what is 0?[[ it is 0 and a small model<|endoftext|>]]" in shown
     assert "what is 6?[[" in check(GOOD, "--show", "7")[1].replace("\u00b7", "") and "[[" not in check(GOOD, "--show", "0")[1]
@@ -99,7 +99,8 @@ def test_rows_without_an_end_token_are_refused(tmp_path, capsys):
 def test_leaks_of_the_test_set_are_refused(check):
     code, out, err = check({"train": GOOD, "test": [{"prompt": "What is 3 ??", "completion": " it is 3"}], "valid": [
         {"prompt": "never asked", "completion": " so"}]})
-    assert code == 3 and "allowed is leaks=0: test.jsonl:1 as train.jsonl:4" in out and "refused: test: examples that the training" in err
+    assert code == 3 and "1 of 1 (1, more than leaks=0): test.jsonl:1 as train.jsonl:4" in out
+    assert "refused: test: examples that the training" in err
 
 
 def test_labels_that_training_does_not_have_and_contradictions(check, tmp_path, capsys):

@@ -1,4 +1,5 @@
 """pyllm sft as a person runs it: every kind of model, what is new is said, resume, errors before the first step."""
+import re
 import tomllib
 
 import numpy as np
@@ -92,6 +93,67 @@ def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(here, tmp_path):
         assert (one / file).read_bytes() == (two / file).read_bytes(), file
     log = lambda name: [{k: v for k, v in line.items() if k not in TIMINGS} for line in read_log(tmp_path / name / "metrics.jsonl")]
     assert log("whole") == log("cut")
+
+
+def test_windows_of_one_question_are_not_in_training_and_validation(here):
+    """A share of the rows would be a share of the windows, most of whose text the others have too."""
+    from pyllm.cli.config import resolve
+    from pyllm.cli.sft import SECTIONS, open_model, read, render
+    from pyllm.training import transfer
+
+    config = resolve(({"data": {"path": str(here / "spans.jsonl"), "length": 6, "stride": 1, "fraction": 0.5}}, "test"), sections=SECTIONS)
+    model, tokenizer = open_model(str(here / "bert"))
+    rows = render(config, transfer(model, "span")[0], tokenizer, read(config.data), None)
+    places = [{row.where for row in rows[part]} for part in ("train", "valid")]
+    assert len(places[0]) == len(places[1]) == 12 and not places[0] & places[1] and len(rows["valid"]) > 12
+
+
+def test_sets_are_mixed_by_their_shares_and_validated_by_the_first(here, tmp_path, capsys):
+    facts = [{"prompt": f"{w} cow {v} !", "completion": f" {v}"} for w in WORDS for v in WORDS[:2]]
+    write(here / "facts.jsonl", facts)
+    more = ("--more", f"{here / 'facts.jsonl'}=0.25", "--eval-batches", "1")
+    assert sft(here, "gpt2", "answers.jsonl", tmp_path / "r", "--epochs", "1", *more, "--packing", "--length", "40") == 0
+    out = capsys.readouterr().out
+    assert "more       12 examples" in out and "valid      4 rows held out" in out and re.search(r"packed     [5-9]\d", out)
+    for bad, message in ((f"{here / 'facts.jsonl'}=1", "leave some for data.path"), ("facts.jsonl", "expected FILE=SHARE"),
+                         (f"{here / 'labels'}=0.1", "examples for classify; expected the task of data.path, lm"),
+                         (f"{here / 'answers.jsonl'}=-1", "shares above 0")):
+        assert sft(here, "gpt2", "answers.jsonl", tmp_path / "s", "--more", bad) == 3
+        assert re.search(message, capsys.readouterr().err), bad
+
+
+def test_a_further_set_that_holds_the_validation_data_is_refused(here, tmp_path, capsys):
+    lines = (here / "answers.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "d").mkdir()
+    for name, part in (("d/train", lines[8:]), ("d/valid", lines[:8]), ("more", lines[4:12])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(part))
+    assert sft(tmp_path, str(here / "gpt2"), "d", tmp_path / "r", "--more", f"{tmp_path / 'more.jsonl'}=0.5") == 3
+    assert "valid: examples that the training data ask too" in capsys.readouterr().err
+
+
+def test_a_student_learns_its_teachers_probabilities(here, tmp_path, capsys):
+    """The share of the teacher in the loss is what makes the student like it; resumed, it is taught on."""
+    assert sft(here, "gpt2", "answers.jsonl", tmp_path / "teacher", "--epochs", "20", "--eval-every", "100") == 0
+    for name, more in (("alone", ()), ("taught", ("--teacher", tmp_path / "teacher", "--teacher-share", "1"))):
+        assert sft(here, "gpt2", "answers.jsonl", tmp_path / name, "--steps", "12", "--eval-every", "6", *more) == 0
+    models = {name: pyllm.load(tmp_path / name) for name in ("teacher", "alone", "taught")}
+    ids = np.array([models["teacher"][1].encode("red cat cow ? red")])
+    log_p = {name: pyllm.ops.log_softmax(model(ids)).data for name, (model, _) in models.items()}
+    far = {name: (np.exp(log_p["teacher"]) * (log_p["teacher"] - log_p[name]))[0, 3:].sum(-1).mean() for name in ("alone", "taught")}
+    assert far["taught"] < far["alone"] and "kl" in read_log(tmp_path / "taught/metrics.jsonl")[0]
+    assert tomllib.loads((tmp_path / "taught/config.resolved.toml").read_text())["train"]["teacher_share"] == 1.0
+
+
+@pytest.mark.parametrize("model, data, teacher, more, message", [
+    ("gpt2", "answers.jsonl", "bert", (), "has another tokenizer, of .* tokens; expected the student's"),
+    ("gpt2", "answers.jsonl", "bart", (), "the architecture Bart; expected the student's kind, decoder"),
+    ("bert", "labels", "bert", (), "for the task classify; expected lm"),
+    ("gpt2", "answers.jsonl", "gpt2", ("--label-smoothing", "0.1"), "label_smoothing=0.1 with a teacher; expected 0"),
+    ("gpt2", "answers.jsonl", "nowhere", (), "nowhere"),
+])
+def test_a_teacher_that_does_not_fit_is_refused_before_the_first_step(here, tmp_path, capsys, model, data, teacher, more, message):
+    assert sft(here, model, data, tmp_path / "r", "--teacher", here / teacher, *more) == 3
+    assert re.search(message, capsys.readouterr().err) and not (tmp_path / "r/metrics.jsonl").exists()
 
 
 def test_frozen_parameters_are_those_of_the_model(here, tmp_path, capsys):

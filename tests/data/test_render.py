@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyllm.data import IGNORED, collate, collate_packed, prepare, render
+from pyllm.data import IGNORED, collate, collate_packed, prepare, render, rendered, windows
 from pyllm.data.render import Row
 from pyllm.errors import FormatError
 from pyllm.text import ByteLevelBPE, WordPiece
@@ -204,6 +204,8 @@ def test_what_the_tokenizers_file_says_about_cutting_does_not_cut_here(wordpiece
     wordpiece.truncation = {"max_length": 4, "strategy": "LongestFirst", "direction": "Right", "stride": 0}
     row = render(example(text="it is a small model", label="x"), "classification", wordpiece, labels=["x"])
     assert len(row) > 4 and row.cut == 0 and wordpiece.truncation["max_length"] == 4
+    window, = windows(example(question="what is it?", context="it is a small model", answers=[]), wordpiece)
+    assert wordpiece.decode(window.tokens[window.first:]).strip().startswith("it is a small model")
     wordpiece.truncation = None
 
 
@@ -219,6 +221,47 @@ def test_spans_are_the_tokens_of_the_answer(wordpiece):
     assert batch.targets[0].tolist() == [first, last] and batch.extra["types"].shape == batch.tokens.shape
     answered = render(data, "question", wordpiece)
     assert answered.targets
+
+
+def test_a_long_text_is_learned_to_its_end_window_by_window(wordpiece):
+    """Cut at the length, an answer near the end would teach that there is none."""
+    words = ["hello", "user", "model"] * 40
+    words[100] = "small"
+    context = " ".join(words)
+    data = example(question="what is it?", context=context, answers=[("small model", context.index("small"))], references=["small model"])
+    options = dict(architecture="encoder", max_length=40)
+    rows, parts = rendered(data, "question", wordpiece, stride=15, **options), windows(data, wordpiece, 40, 15)
+    held = [row for row in rows if row.label != (0, 0)]
+    assert 1 <= len(held) < len(rows) == len(parts) and all(len(row) <= 40 and row.cut == 0 for row in rows)
+    for row in held:
+        assert wordpiece.decode(row.tokens[row.label[0]:row.label[1] + 1]).strip() == "small model"
+    seen = np.zeros(len(context), bool)
+    for part in parts:
+        for a, b in part.places:
+            seen[a:b] = True
+    assert all(seen[k] or context[k] == " " for k in range(len(context)))
+    steps = np.diff([part.places[0, 0] for part in parts])
+    assert len(set(parts[0].places[15:16, 0] - parts[0].places[:1, 0]) | {steps[0]}) == 1  # fifteen tokens on
+    found, counts = prepare(Kind([data, data], "question"), wordpiece, stride=15, **options)
+    assert len(found) == 2 * len(rows) and counts.windows == len(found) and "windows of long contexts" in str(counts)
+    assert render(data, "question", wordpiece, **options).cut > 0  # of one row it is told
+
+
+def test_an_answer_that_no_window_holds_is_dropped_not_taught_as_none(wordpiece):
+    words = ["hello", "user", "model"] * 20
+    context = " ".join(words)
+    long = example(question="what is it?", context=context, answers=[(" ".join(words[:30]), 0)], references=["x"])
+    none = example(question="what is it?", context=context, answers=[], references=[])
+    found, counts = prepare(Kind([long, none], "question"), wordpiece, architecture="encoder", max_length=20, stride=5)
+    assert counts.dropped == 1 and found and all(row.label == (0, 0) for row in found)
+    with pytest.raises(FormatError, match="a.jsonl:1: the question 'what is it.*' leaves no room"):
+        rendered(none, "question", wordpiece, architecture="encoder", max_length=6)
+
+
+class Kind(list):
+    def __init__(self, examples, kind):
+        super().__init__(examples)
+        self.kind = kind
 
 
 def test_options_are_checked(tokenizer):

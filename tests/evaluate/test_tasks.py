@@ -172,12 +172,14 @@ def test_an_answer_is_found_in_any_window_of_a_long_context():
         words[place] = "red mat"
         example = {"question": "why", "context": " ".join(words)}
         finder = Finder("red", "mat")
-        (text, score, none), = find_spans(finder, PIECES, [example], length=40, stride=12)
-        assert text == "red mat" and score == 10 and none == 2 and finder.calls > 5
-    (text, score, none), = find_spans(Finder("hot", "hot"), PIECES, [example], length=40, stride=12)
-    assert text == "" and score == -10
-    (text, _, _), = find_spans(Finder("mat", "red"), PIECES, [{"question": "why", "context": "the red mat was hot"}])
-    assert text == ""  # an end before its beginning is no span
+        (spans, none), = find_spans(finder, PIECES, [example], length=40, stride=12)
+        assert spans[0] == ("red mat", 10) and none == 2 and finder.calls > 5
+        assert len(spans) == 5 and [score for _, score in spans] == sorted([score for _, score in spans], reverse=True)
+        assert spans[1][1] < 10  # a span in several windows counts once
+    (spans, none), = find_spans(Finder("hot", "hot"), PIECES, [example], length=40, stride=12)
+    assert spans[0][1] == -10 < none
+    (spans, _), = find_spans(Finder("mat", "red"), PIECES, [{"question": "why", "context": "the red mat was hot"}])
+    assert spans[0][1] == 0 and "mat" not in spans[0][0].split()[:1]  # an end before its beginning is no span
     with pytest.raises(ValueError, match="leaves no room"):
         find_spans(finder, PIECES, [example], length=4)
 
@@ -234,3 +236,146 @@ def test_the_command_prints_a_table_and_writes_a_line_for_each_example(tmp_path,
                           (["--split", "valid"], "'valid' is empty")):
         assert main([*command, *more]) == 3
         assert message in capsys.readouterr().err
+
+
+# ---- what stands before a prompt
+
+def shown(kind, options, family="llama", pool=None, examples=None):
+    """-> what tasks hand to the model in place of the examples."""
+    from pyllm.evaluate.tasks import prompted
+
+    examples = [{"kind": kind, "where": f"x:{i}", **e} for i, e in enumerate(EXAMPLES[kind] if examples is None else examples)]
+    return prompted(model(family)[0], examples, examples if pool is None else pool, options)
+
+
+def test_shots_are_other_examples_the_same_for_any_batch_limit_and_order():
+    found = shown("completion", Options(shots=3))
+    for example, new in zip(PAIRS, found):
+        *before, own = new["prompt"].split("\n\n")
+        assert own == example["prompt"] and len(before) == 3 == len(set(before)) and new["completion"] == example["completion"]
+        assert all(shot in [p["prompt"] + p["completion"] for p in PAIRS if p is not example] for shot in before)
+    assert shown("completion", Options(shots=3), examples=PAIRS[4:6], pool=PAIRS) == found[4:6]
+    assert shown("completion", Options(shots=3)) == found != shown("completion", Options(shots=3, seed=1))
+    net = model("llama")
+    scores = [evaluate("clm", *net, Kind("completion"), Options(batch=b, shots=1), limit=n)[1] for b, n in ((1, None), (4, 3))]
+    assert scores[0][:3] == scores[1] != evaluate("clm", *net, Kind("completion"))[1][:3]
+
+
+def test_the_example_itself_is_never_shown_in_any_spelling():
+    same = [{**PAIRS[0], "prompt": PAIRS[0]["prompt"].upper() + " !", "where": "y:1"}, *PAIRS[1:3]]
+    new, = shown("completion", Options(shots=2), examples=PAIRS[:1], pool=same)
+    assert PAIRS[0]["prompt"].upper() not in new["prompt"]
+    with pytest.raises(ConfigError, match="shots=3 for x:0, but only 2 of 3 examples ask something else"):
+        shown("completion", Options(shots=3), examples=PAIRS[:1], pool=same)
+
+
+@pytest.mark.parametrize("kind", ["choice", "classification", "question"])
+def test_every_kind_that_asks_can_be_shown(kind):
+    for example, new in zip(EXAMPLES[kind], shown(kind, Options(shots=2, prompt_format="<{prompt}>"))):
+        assert new["prompt"].count("\n\n") == 2 and new["prompt"].count("<") == 3 and new["prompt"].endswith(">")
+    if kind == "question":
+        assert new["kind"] == "completion" and new["references"]
+    task = {"choice": "multiple-choice", "classification": "classify", "question": "qa"}[kind]
+    net, tokenizer = model("llama")
+    few = [{k: " ".join(v.split()[:3]) if isinstance(v, str) else v for k, v in e.items()} for e in EXAMPLES[kind][:4]]
+    scores, records = evaluate(task, net, tokenizer, [{**e, "kind": kind} for e in few], Options(shots=1, max_tokens=4))
+    assert len(records) == 4 and records != evaluate(task, net, tokenizer, [{**e, "kind": kind} for e in few], Options(max_tokens=4))[1]
+
+
+def chatty():
+    net, tokenizer = model("llama")
+    made = ByteLevelBPE.train(CORPUS, 290, special_tokens=("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
+    made.chat_template = "chatml"
+    return net, made
+
+
+def test_chats_are_what_the_template_writes_and_shots_are_turns():
+    net, tokenizer = chatty()
+    new = shown("choice", Options(chat=True, shots=1))[0]
+    assert [m["role"] for m in new["prompt"]] == ["user", "assistant", "user"]
+    assert new["prompt"][-1]["content"] == EXAMPLES["choice"][0]["prompt"]
+    short = [{**e, "prompt": "the cat"} for e in EXAMPLES["choice"]]
+    _, records = evaluate("multiple-choice", net, tokenizer, [{"kind": "choice", **e} for e in short], Options(chat=True))
+    context = tokenizer.chat([{"role": "user", "content": "the cat"}])
+    for example, record in zip(short, records):
+        sums = [log_likelihoods(net, [(context, tokenizer.encode(c))])[0].sum() for c in example["choices"]]  # without the turn's end
+        np.testing.assert_allclose(record["log_likelihoods"], sums, rtol=1e-6)
+    talk = [{"kind": "messages", "messages": [{"role": "system", "content": f"be {i}"}, {"role": "user", "content": f"the {w}"},
+                                              {"role": "assistant", "content": w}]} for i, w in enumerate(WORDS[:4])]
+    new = shown("messages", Options(shots=2), examples=talk)[1]
+    assert [m["role"] for m in new["prompt"]] == ["system", *["user", "assistant"] * 2, "user"] and new["prompt"][0]["content"] == "be 1"
+    assert new["completion"] == [{"role": "assistant", "content": WORDS[1]}] and new["references"] == [WORDS[1]]
+
+
+def test_an_answer_in_a_chat_ends_where_the_turn_ends(monkeypatch):
+    """Also where the template's end of a turn is not the model's end token."""
+    from pyllm.evaluate import tasks
+
+    net, tokenizer = chatty()
+    assert tokenizer.eos_id == tokenizer.id("<|endoftext|>")
+    asked, real = {}, tasks.generate
+    monkeypatch.setattr(tasks, "generate", lambda *a, **o: asked.update(o) or real(*a, **o))
+    evaluate("generate", net, tokenizer, [{"kind": "completion", "prompt": "the cat", "completion": " sat", "where": ""}],
+             Options(max_tokens=3, chat=True))
+    assert asked["stop"] == ("<|im_end|>",)
+
+
+@pytest.mark.parametrize("task, kind, family, head, options", [
+    ("clm", "text", "llama", None, {"shots": 1}), ("classify", "classification", "bert", "BertForSequenceClassification", {"shots": 1}),
+    ("qa", "question", "bert", "BertForQuestionAnswering", {"chat": True}), ("generate", "completion", "t5", None, {"chat": True})])
+def test_what_takes_no_prompt_refuses_shots_and_chats(task, kind, family, head, options):
+    with pytest.raises(ConfigError, match="shots|chat"):
+        evaluate(task, *model(family, head), Kind(kind), Options(**options))
+
+
+# ---- whether there is an answer
+
+def test_the_threshold_is_the_one_with_the_largest_f1():
+    from pyllm.evaluate.spans import best_threshold
+
+    draw = np.random.default_rng(0)
+    records = [{"score": float(s), "no_answer_score": float(n), "n_best": [{"text": "a cat"}], "references": [("cat", "", "dog")[k]]}
+               for s, n, k in zip(draw.normal(size=60), draw.normal(size=60), draw.integers(0, 3, 60))]
+
+    def f1(threshold):
+        given = ["cat" if r["no_answer_score"] - r["score"] <= threshold else "" for r in records]
+        return float(pyllm.evaluate.token_f1(given, [r["references"] for r in records]))
+
+    best = max(f1(t) for t in np.linspace(-6, 6, 4001))
+    assert f1(best_threshold(records)) == pytest.approx(best) and best > f1(0)
+    for right, inside in (("cat", True), ("", False)):  # always, never
+        part = [{**r, "references": [right]} for r in records]
+        assert all((r["no_answer_score"] - r["score"] <= best_threshold(part)) == inside for r in part)
+
+
+def test_the_threshold_of_the_options_decides_and_the_n_best_have_probabilities():
+    net, tokenizer = model("bert", "BertForQuestionAnswering")
+    for threshold, empty in ((-1e9, True), (1e9, False)):
+        records = evaluate("qa", net, tokenizer, Kind("question"), Options(no_answer_threshold=threshold, length=24, stride=8))[1]
+        assert all((r["prediction"] == "") == empty for r in records)
+    for record in records:
+        chances = [best["probability"] for best in record["n_best"]]
+        assert record["prediction"] == record["n_best"][0]["text"] and chances == sorted(chances, reverse=True) and 0 < sum(chances) < 1
+
+
+def test_the_command_takes_shots_from_train_and_counts_bad_lines(tmp_path, capsys):
+    net, tokenizer = chatty()
+    pyllm.save(net, tokenizer, tmp_path / "model")
+    (tmp_path / "data").mkdir()
+    for part, seed, n in (("train", 1, 6), ("test", 0, 4)):
+        lines = [json.dumps({"q": p, "completion": f" {p.split()[0]}"}) for p in texts(n, seed, 3, 6)]
+        (tmp_path / "data" / f"{part}.jsonl").write_text("\n".join([*lines, '{"q": 3.5, "completion": "x"}']))
+    command = ["eval", str(tmp_path / "model"), "--data", str(tmp_path / "data"), "--task", "generate", "--max-tokens", "4",
+               "--columns", "prompt=q", "--out", str(tmp_path / "out")]
+    assert main(command) == 3 and "test.jsonl:5: prompt is 3.5" in capsys.readouterr().err
+    found = []
+    for more in ((), ("--shots", "2"), ("--shots", "2", "--chat"), ("--shots", "2", "--limit", "2")):
+        assert main([*command, "--skip-bad-lines", *more]) == 0
+        assert ("1 bad lines skipped, the first: " in capsys.readouterr().out) == ("--limit" not in more)
+        found.append((tmp_path / "out/predictions.jsonl").read_text().splitlines())
+    assert found[3] == found[1][:2] and len({tuple(part) for part in found[:3]}) == 3
+    for more, message in ((["--shots", "7", "--skip-bad-lines"], "only 6 of 6 examples ask something else"),
+                          (["--shots", "-1"], "--shots -1"), (["--columns", "prompt"], "expected KEY=NAME"),
+                          (["--stride", "-1"], "--stride -1")):
+        assert main([*command, *more]) == 3 and message in capsys.readouterr().err
+    assert main(["eval", str(tmp_path / "model"), "--data", "x", "--task", "bbq", "--skip-bad-lines"]) == 3
