@@ -150,11 +150,12 @@ def model_folder(path):
     for found in (folder, folder / "model"):
         if (found / "config.json").is_file():
             return found
-    if (folder / "adapter" / "adapter_config.json").is_file():
-        raise ConfigError(f"{folder}: this run learned an adapter; expected a model. Hint: pyllm merge makes one of its base and it")
     from pyllm.training import newest
 
-    found = newest(folder / "checkpoints")
+    found, learned = newest(folder / "checkpoints"), (folder / "adapter" / "adapter_config.json").is_file()
+    if learned or found and not (found / "config.json").is_file():
+        raise ConfigError(f"{folder}: learned an adapter; expected a model. Hint: pyllm merge makes one of its base and it" if learned
+                          else f"{folder}: this run learns an adapter and stopped before its first evaluation. Hint: --resume goes on")
     if found is None:
         what = "" if folder.exists() else " no such file or folder;"
         raise FileNotFoundError(f"{folder}:{what} expected a model folder (config.json, model.safetensors), a .gguf file or a run folder "

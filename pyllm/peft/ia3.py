@@ -20,7 +20,7 @@ class IA3(Method):
 
     feedforward: tuple | None = None
 
-    NAME, PEFT = "ia3", "IA3"
+    NAME, PEFT, RATE = "ia3", "IA3", 5e-3
     TARGETS = {"t5": ["k", "v", "wo"], "gpt2": ["c_attn", "mlp.c_proj"], "bert": ["key", "value", "output.dense"],
                "bart": ["q_proj", "v_proj", "fc2"], **dict.fromkeys(("llama", "mistral"), ["k_proj", "v_proj", "down_proj"]),
                **dict.fromkeys(("qwen2", "qwen3", "gemma3_text"), ["q_proj", "v_proj", "down_proj"])}

@@ -38,7 +38,7 @@ class LoRA(Method):
     rank_pattern: dict = field(default_factory=dict)
     alpha_pattern: dict = field(default_factory=dict)
 
-    NAME, PEFT, LAYERS, TARGETS = "lora", "LORA", (Linear, Embedding), QV
+    NAME, PEFT, LAYERS, TARGETS, RATE = "lora", "LORA", (Linear, Embedding), QV, 5e-4
 
     def __post_init__(self):
         ranks = [self.rank, *self.rank_pattern.values()]

@@ -33,7 +33,7 @@ class PrefixTuning(Method):
     places: tuple = PLACES
     dealt: bool = False
 
-    NAME, PEFT, EXACT = "prefix", "PREFIX_TUNING", False
+    NAME, PEFT, EXACT, RATE = "prefix", "PREFIX_TUNING", False, 1e-2
 
     def __post_init__(self):
         if type(self.tokens) is not int or self.tokens < 1 or self.std < 0 or not self.places or set(self.places) - set(PLACES):

@@ -64,7 +64,7 @@ class PromptTuning(Prompts):
 
     init: str | tuple = "random"
 
-    NAME, PEFT = "prompt", "PROMPT_TUNING"
+    NAME, PEFT, RATE = "prompt", "PROMPT_TUNING", 2e-2
 
     def __post_init__(self):
         super().__post_init__()

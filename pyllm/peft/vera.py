@@ -19,7 +19,7 @@ class VeRA(Method):
     rank: int = 256
     d_initial: float = 0.1
 
-    NAME, PEFT, TARGETS = "vera", "VERA", QV
+    NAME, PEFT, TARGETS, RATE = "vera", "VERA", QV, 5e-3
 
     def __post_init__(self):
         if type(self.rank) is not int or self.rank < 1:

@@ -90,6 +90,16 @@ def test_an_adapter_learns_at_its_own_rate_unless_told(here, tmp_path):
         assert read_toml(tmp_path / name / "config.resolved.toml")[0]["train"]["lr"] == expected > 0
 
 
+def test_a_run_stopped_before_its_first_adapter_says_so(here, tmp_path, capsys):
+    from pyllm.cli import sft as verb
+    from pyllm.cli.config import read_toml, resolve
+
+    assert sft(here, "gpt2", "answers.jsonl", tmp_path / "whole", "--steps", "4", *LORA) == 0
+    verb.sft(resolve(read_toml(tmp_path / "whole/config.resolved.toml"), sections=verb.SECTIONS), tmp_path / "part", until=1)
+    assert main(["generate", "--model", str(tmp_path / "part"), "--prompt", "a"]) == 3
+    assert "before its first evaluation" in capsys.readouterr().err
+
+
 def test_list_says_what_an_adapter_is(here, tmp_path, capsys):
     sft(here, "gpt2", "answers.jsonl", tmp_path / "r", "--steps", "1", *LORA)
     capsys.readouterr()
