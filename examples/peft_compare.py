@@ -114,6 +114,7 @@ def chart(rows, measure, path):
             axes.errorbar(row["trainable"][0], row[key][0], yerr=row[key][1] or None, fmt="o", capsize=3)
             axes.annotate(way, (row["trainable"][0], row[key][0]), xytext=(5, 4), textcoords="offset points", fontsize=8)
         axes.set(xscale="log", yscale="log" if key == "kb" else "linear", xlabel="trained share of the parameters, %", title=title)
+        axes.margins(0.15)
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 
