@@ -189,6 +189,7 @@ def isa_objects(tmp_path_factory):
     return {stem: folder / f"{stem}.o" for stem in running}
 
 
+@pytest.mark.slow  # compiles every table: half a minute
 def test_one_exported_symbol_per_isa(isa_objects):
     """A second one could be the copy of a library function that the linker keeps for every CPU, and older CPUs crash in it."""
     for stem, file in isa_objects.items():

@@ -1,4 +1,5 @@
 """Attention and its vjp: every ISA against the float64 reference, and the promises about bits, masks and layouts."""
+import functools
 import time
 
 import numpy as np
@@ -44,23 +45,35 @@ def in_float64(f, *arrays, bias=None, **options):
     return f(*(x.astype(np.float64) for x in arrays), bias=None if bias is None else bias.astype(np.float64), **options)
 
 
-def check(q, k, v, dout, options, need_bias=False, reduced=False):
+def expected(q, k, v, dout, options, need_bias=False):
+    """-> out, lse and gradients in float64."""
+    out, lse = in_float64(reference.attention, q, k, v, **options)
+    return out, lse, *in_float64(reference.attention_vjp, dout, q, k, v, out, lse, need_bias=need_bias, **options)
+
+
+def check(q, k, v, dout, options, need_bias=False, reduced=False, wants=None):
     """Native against float64, forward and vjp: errors as parts of the largest number (at least 1). -> the native results."""
     bound = BF16 if reduced else F32
     out, lse = K.attention(q, k, v, reduced=reduced, **options)
-    want, want_lse = in_float64(reference.attention, q, k, v, **options)
+    want, want_lse, *wants = wants or expected(q, k, v, dout, options, need_bias)
     np.testing.assert_allclose(out, want, atol=bound * np.abs(want).max(initial=1.0), rtol=0)
     np.testing.assert_allclose(lse, want_lse, atol=bound, rtol=bound)
     grads = K.attention_vjp(dout, q, k, v, out, lse, need_bias=need_bias, reduced=reduced, **options)
-    wants = in_float64(reference.attention_vjp, dout, q, k, v, want, want_lse, need_bias=need_bias, **options)
-    for name, got, expected in zip(("dq", "dk", "dv", "dbias"), grads, wants):
-        if expected is None:
+    for name, got, exact in zip(("dq", "dk", "dv", "dbias"), grads, wants):
+        if exact is None:
             assert got is None
             continue
-        assert got.shape == expected.shape and got.dtype == np.float32, name
-        size = np.abs(expected).max(initial=q.shape[-1] ** 0.5)  # of the sums over D whose difference may be 0
-        np.testing.assert_allclose(got / size, expected / size, atol=bound, rtol=0, err_msg=name)
+        assert got.shape == exact.shape and got.dtype == np.float32, name
+        size = np.abs(exact).max(initial=q.shape[-1] ** 0.5)  # of the sums over D whose difference may be 0
+        np.testing.assert_allclose(got / size, exact / size, atol=bound, rtol=0, err_msg=name)
     return out, lse, *grads
+
+
+@functools.cache
+def large(seed, *sizes, **options):
+    """-> what `check` takes; the reference, seconds at these sizes, once for all ISAs."""
+    case, need_bias = draw(np.random.default_rng(seed), *sizes, **options), "bias" in options
+    return *case, need_bias, expected(*case, need_bias)
 
 
 @every_isa
@@ -82,7 +95,8 @@ def test_matches_the_reference(isa, data):
 @pytest.mark.parametrize("options", [dict(), dict(causal=False), dict(window=300), dict(segments=True), dict(bias="h")], ids=str)
 def test_several_tiles(isa, options, reduced):
     K.use(isa)
-    check(*draw(np.random.default_rng(0), 1, 700, 700, 2, 1, 40, **options), need_bias="bias" in options, reduced=reduced)
+    *case, need_bias, wants = large(0, 1, 700, 700, 2, 1, 40, **options)
+    check(*case, need_bias, reduced, wants)
 
 
 @every_isa
@@ -90,7 +104,8 @@ def test_several_tiles(isa, options, reduced):
 @pytest.mark.parametrize("tq", [1, 3, 700])
 def test_more_keys_than_one_part_of_the_forward(isa, tq, reduced):
     K.use(isa)
-    check(*draw(np.random.default_rng(0), 1, tq, 2100, 2, 1, 24, causal=tq > 3), reduced=reduced)
+    *case, need_bias, wants = large(0, 1, tq, 2100, 2, 1, 24, causal=tq > 3)
+    check(*case, need_bias, reduced, wants)
 
 
 @every_isa
@@ -111,7 +126,8 @@ def test_bfloat16_is_what_the_reference_says(isa):
 @every_isa
 def test_more_keys_than_one_task_of_the_vjp(isa):
     K.use(isa)
-    check(*draw(np.random.default_rng(1), 2, 300, 1200, 2, 1, 16, bias="h"), need_bias=True)
+    *case, need_bias, wants = large(1, 2, 300, 1200, 2, 1, 16, bias="h")
+    check(*case, need_bias, wants=wants)
 
 
 @pytest.mark.parametrize("options", [dict(causal=True), dict(causal=False, window=2), dict(segments=True, bias="bh"), dict(bias="b"),
