@@ -90,9 +90,8 @@ struct Head {
                     logits(task / tasks, at, std::min(HEAD_BLOCK, g.v - at));
             });
             parallel_for(chunks, [&](index_t chunk) { losses(chunk); });
-            if (!g.dh && !g.dw && !g.db) continue;
             const index_t slice = std::clamp<index_t>(g.v / 64 / R_MAX * R_MAX, R_MAX, HEAD_TASK);
-            parallel_ranges(g.v, slice, [&](index_t v, index_t end) {
+            if (g.dw || g.db) parallel_ranges(g.v, slice, [&](index_t v, index_t end) {
                 for (index_t chunk = 0; chunk < chunks; ++chunk) gradient(chunk, v, end - v);
             });
             if (!g.dh) continue;
@@ -239,6 +238,7 @@ struct Head {
         for (index_t v = part * per_part; v < end; v += HEAD_TASK) {
             const index_t n = std::min(HEAD_TASK, end - v), lanes = lanes_of(n, D), left = std::min(HEAD_TASK, end - v - n);
             const float *w = g.w + v * g.c, *dx = x + (chunk * g.v + v) * rows;
+            if (!g.dw && !g.db) gradient(chunk, v, n);  // a frozen head: dx is made where it is used
             Ahead next_w(w + n * g.c, left * g.c, tiles_of(m, panels)), next_x(dx + n * rows, left * rows, tiles_of(m, panels));
             pack_turned_rows<T>(dx, rows, m, n, a);
             for (index_t p = 0; p < panels.count; ++p) {

@@ -22,8 +22,9 @@ def watched(function):
         row = profile.row(name, args) if level == 1 else None
         with profile.inside(row) if row else nullcontext():
             y, vjp, *again = function(*args, **options)
+        shapes = [a.shape if isinstance(a, np.ndarray) else a for a in args]  # the arrays themselves would live as long as the tape
         if level == 2:
-            _finite(y, f"{name}: the output", args)
+            _finite(y, f"{name}: the output", shapes)
         if level == 3:
             _edges.append((name, id(y), [id(a) for a in args if isinstance(a, np.ndarray)], np.shape(y)))
 
@@ -45,7 +46,7 @@ def watched(function):
 
                 return add_to
             if level == 2:
-                _finite(g, f"{name}: the gradient of argument {i}", args)
+                _finite(g, f"{name}: the gradient of argument {i}", shapes)
             return g
 
         return y, watched_vjp, *again
@@ -53,10 +54,9 @@ def watched(function):
     return call
 
 
-def _finite(array, what, args):
+def _finite(array, what, shapes):
     if not np.isfinite(array).all():
         bad = np.argwhere(~np.isfinite(np.asarray(array)))[0]
-        shapes = [a.shape if isinstance(a, np.ndarray) else a for a in args]
         raise FloatingPointError(f"{what} is not finite, first at {tuple(bad.tolist())} of shape {np.shape(array)}; arguments {shapes}")
 
 

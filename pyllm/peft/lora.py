@@ -194,7 +194,7 @@ class LoRAEmbedding(Adapter):
 def _scaled(x, adapter):
     """x:(B, T, R) times the adapter's scale, and the row's factor where rows have their own."""
     if adapter.rows is None:
-        return x * adapter.scale
+        return x if adapter.scale == 1 else x * adapter.scale
     if len(adapter.rows) != len(x.data):
         raise ValueError(f"peft.rows: adapters for {len(adapter.rows)} rows, a batch of {len(x.data)}; expected as many")
     return x * (adapter.rows * np.float32(adapter.scale))
