@@ -115,6 +115,8 @@ def test_reduced_head(isa, n, c, v):
         np.testing.assert_allclose(g, e, rtol=2e-2, atol=2e-3 * np.abs(e).max())
     half = K.linear_cross_entropy(h[n // 2 :], w, None, targets[n // 2 :], 0.1, 1e-4, reduced=True)[0]
     np.testing.assert_array_equal(half, got[0][n // 2 :])
+    frozen = K.linear_cross_entropy(h, w, None, targets, 0.1, 1e-4, need=(True, False, False), reduced=True)
+    np.testing.assert_array_equal(frozen[1], got[1], "dh of a frozen head")
 
 
 def test_head_without_rows():
