@@ -26,6 +26,7 @@ class Model:
                     choices=("auto", *METRICS))
     dropout: float = key(-1.0, "probability, instead of the model's; -1 = the model's", -1.0, 1.0)
     noise: float = key(0.0, "NEFTune's alpha, such as 5: noise on the embeddings in training; 0 = none", 0.0)
+    checkpointing: bool = key(False, "keep no activations inside a block, compute them twice: much less memory, a third more time")
     freeze: str = key("", "regular expression of the paths of parameters that do not learn")
     layer_decay: float = key(1.0, "factor of the learning rate from each block to the one below; 1 = none", 0.0, 1.0)
 
@@ -296,7 +297,7 @@ def build(base, task, m, seed, examples):
     if left:
         print(f"left       {', '.join(left)}: this task does not use them")
     embedding = model.embedding() if architecture(model) == "encoder-decoder" else model.trunk.embedding()
-    embedding.noise = m.noise
+    embedding.noise, model.checkpointing = m.noise, m.checkpointing
     return model, labels
 
 

@@ -49,6 +49,18 @@ def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(here, tmp_path, mo
     assert logs[0] == logs[1]
 
 
+def test_checkpointing_leaves_every_bit(here, tmp_path, monkeypatch):
+    from pyllm.nn import attention
+
+    blocks, whole = [], attention.checkpoint
+    monkeypatch.setattr(attention, "checkpoint", lambda f, *x: blocks.append(f) or whole(f, *x))
+    for name, more in (("kept", ()), ("twice", ("--checkpointing",))):
+        assert not blocks and sft(here, "gpt2", "answers.jsonl", tmp_path / name, "--steps", "3", *LORA, *more) == 0
+    assert blocks
+    one, two = (safetensors.read(tmp_path / name / "adapter/adapter_model.safetensors") for name in ("kept", "twice"))
+    assert all(np.array_equal(one[n], two[n]) for n in one)
+
+
 @pytest.mark.parametrize("model, data", [("gpt2", "answers.jsonl"), ("bert", "labels"), ("bart", "answers.jsonl")])
 def test_merged_from_the_shell_it_is_the_adapted_model(here, tmp_path, capsys, model, data):
     run, out = tmp_path / "r", tmp_path / "merged"
