@@ -77,7 +77,7 @@ def test_tables(tmp_path):
     base = {"threads": 2, "checked": True, "peak_rss_mb": 1.0, "ratio_numpy": None}
     rows = [{**base, "name": "train_gpt2_124M", "shape": "B4 T256", "precision": "bf16", "median_ms": 2345.6, "gflops": 330.1,
              "pct_limit": 70.2, "ratio_torch": 1.55, "torch_setting": "compiled", "tokens_per_second": 436.5},
-            {**base, "name": "decode_gpt2_124M", "shape": "1 x 16 tokens", "precision": "f32", "median_ms": 300.0, "gbs": 27.2,
+            {**base, "name": "decode_gpt2_124M", "shape": "1 x 32 tokens", "precision": "f32", "median_ms": 300.0, "gbs": 27.2,
              "pct_limit": 91.0, "ratio_torch": None, "ratio_transformers": 3.1, "tokens_per_second": 53.3},
             {**base, "name": "memory_x", "shape": "B1", "precision": "f32", "median_ms": 3.0, "pct_limit": None, "ratio_torch": 2.0,
              "memory_mb": 100.4, "memory_torch_mb": 300.0, "faults_a_step": 0, "faults_a_step_torch": 7}]
@@ -87,7 +87,7 @@ def test_tables(tmp_path):
     assert read == rows
     lines = table.markdown(read).splitlines()
     assert lines[2] == "| train_gpt2_124M | B4 T256 | bf16 | 2346 (436 tok/s) | 330.1 | 70.2 | - | 1.55x | torch: compiled |"
-    assert lines[3] == "| decode_gpt2_124M | 1 x 16 tokens | f32 | 300 (53 tok/s) | 27.2 GB/s | 91 | - | - | 3.1x transformers |"
+    assert lines[3] == "| decode_gpt2_124M | 1 x 32 tokens | f32 | 300 (53 tok/s) | 27.2 GB/s | 91 | - | - | 3.1x transformers |"
     assert lines[4].endswith("| 2x | 100 MB, 0 faults a step; PyTorch 300 MB, 7 |")
     short = table.readme(read).splitlines()
     assert short[2] == "| training step, GPT-2 124 M, 4 x 256 tokens, bf16 | 2.35 s | 70 % | 1.55 times |"
