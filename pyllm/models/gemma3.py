@@ -11,8 +11,7 @@ class Gemma3Config(DecoderConfig):
     """Keys of the Hugging Face config.json; defaults are the library's. rope_theta and rope_scaling are the global layers'."""
 
     model_type, architecture, base_architecture = "gemma3_text", "Gemma3ForCausalLM", "Gemma3TextModel"
-    FIXED = {**DecoderConfig.FIXED, "final_logit_softcapping": None, "attn_logit_softcapping": None,
-             "use_bidirectional_attention": False}
+    FIXED = {**DecoderConfig.FIXED, "final_logit_softcapping": None, "attn_logit_softcapping": None}
     vocab_size: int = 262208
     hidden_size: int = 2304
     intermediate_size: int = 9216

@@ -70,12 +70,6 @@ def test_what_another_variant_computes_otherwise_is_refused(family):
             kind.from_dict({key: "other"})
 
 
-def test_embedding_models_of_gemma_are_not_read_causally():
-    """EmbeddingGemma's config.json is Gemma 3's but for one key."""
-    with pytest.raises(ConfigError, match="use_bidirectional_attention=True; only False is supported"):
-        Gemma3Config.from_dict({"use_bidirectional_attention": True})
-
-
 def test_an_unknown_key_gets_the_nearest_name():
     with pytest.raises(ConfigError, match=r"model.n_layers: not a key of gpt2. Did you mean 'n_layer'\?"):
         GPT2Config.from_sizes({"n_layers": 2})
