@@ -75,7 +75,8 @@ def train_one(args, way):
     base, tokenizer = pyllm.load(args.model)
     model, objective, train, look = (answers if isinstance(base, CausalLM) else labels)(args, base, tokenizer)
     if method is not None:
-        peft.inject(model, method, seed=args.seed)
+        targets = "all-linear" if isinstance(method, peft.LoRA) else None  # as Dettmers et al. 2023 advise; by default queries and values
+        peft.inject(model, method, targets=targets, seed=args.seed)
     optimizer = training.AdamW(model, weight_decay=0.01, betas=(0.9, 0.999), rates=peft.rates(model))
     optimizer = peft.allocate(model, optimizer, args.steps)
     schedule = training.cosine(float(args.rate), args.steps, args.steps // 10, float(args.rate) / 50)
