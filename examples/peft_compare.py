@@ -33,7 +33,7 @@ WAYS = {  # name: (method or None for all weights, learning rate)
     "houlsby": (peft.Houlsby(reduction=4), 1e-3),
     "pfeiffer": (peft.Pfeiffer(), 2e-3),
     "parallel": (peft.Parallel(reduction=4), 1e-3),
-    "prefix": (peft.PrefixTuning(20, std=0.1), 1e-2),
+    "prefix": (peft.PrefixTuning(20, std=1.0), 2e-2),
     "prompt": (peft.PromptTuning(20, init="sample_vocab"), 2e-2),
     "ia3": (peft.IA3(), 1e-2),
     "bitfit": (peft.BitFit(add=True), 3e-3),

@@ -1,5 +1,6 @@
 // The kernels that multiply bfloat16 or bytes, for the ISA with dot products of both; float32 goes to `table_avx512`, so that nothing is
 // compiled twice.
+#pragma GCC diagnostic ignored "-Wunused-function"  // of what the included headers hold for the other tables
 #include "simd.h"
 
 #include "generic/elementwise.h"

@@ -88,7 +88,7 @@ CASE_OF_OWN_SIZES(packed_linear) {
                 PackedArgs g = w.g;
                 g.m = s.m, g.x = t.normal(s.m * i), g.y = t.out(s.m * s.o);
                 if (!plain) g.bias = t.normal(s.o), g.residual = t.normal(s.m * s.o), g.z = t.out(s.m * s.o), g.act = kSilu;
-                t.kernels.packed_linear(g);
+                t.kernels.packed_linear(&g, 1);
                 const auto product = [&](double* e) {
                     for (index_t r = 0; r < s.m; ++r) {
                         const std::vector<double> x = taken(f, g.x + r * i, i);
