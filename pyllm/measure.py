@@ -2,8 +2,6 @@
 import statistics
 import time
 
-import numpy as np
-
 from pyllm import kernels as K
 
 

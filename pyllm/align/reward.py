@@ -114,7 +114,6 @@ class RewardModel:
         self.model.config = replace(config, extra={**config.extra, "reward_gain": gain, "reward_bias": float(-raw.mean() * gain)})
         return self
 
-
     def fold(self):
         """Multiplies the weights of the last layer by the gain, which is then 1; the scores stay as they are -> self."""
         last = [m for _, m in self.model.score_layer.named_modules() if type(m) is Linear][-1]

@@ -85,10 +85,9 @@ def open_reward(path, tokenizer, step=""):
     """-> (the reward that `path` names, a function of a Rollout: a RewardModel, or a rule, with `step` at the end of each step; how many
     tokens it reads at most, None = any number)."""
     from pyllm.align import RewardModel, rule, step_ends
-    from pyllm.cli.merge import adapted
-    from pyllm.cli.sft import architecture, open_model
+    from pyllm.cli.generate import opened
+    from pyllm.cli.sft import architecture
     from pyllm.errors import ConfigError
-    from pyllm.io.files import read_json
 
     file, colon, name = path.rpartition(":")
     if colon and file.endswith(".py"):
@@ -101,10 +100,7 @@ def open_reward(path, tokenizer, step=""):
             raise ConfigError(f"model.reward={path!r}: {file} has no function {name}")
         return rule(found[name], tokenizer, step), None
     path, label = (file, name) if colon and not Path(path).exists() else (path, None)
-    adapter = Path(path, "adapter", "adapter_config.json")
-    model, other = open_model(read_json(adapter)["base_model_name_or_path"] if adapter.is_file() else path)
-    if adapter.is_file():
-        model = adapted(model, path)
+    model, other = opened(path)
     same = architecture(model) == "decoder" and other.vocab_size == tokenizer.vocab_size and \
         all(other.encode(text) == tokenizer.encode(text) for text in ("one two", "three, 4!\n"))
     if not same:
@@ -118,7 +114,6 @@ def open_reward(path, tokenizer, step=""):
 
 def read_prompts(d, tokenizer, room):
     """-> lists of token ids, each at most `room` long and once; ConfigError where none is left."""
-    from pyllm.data import read_examples
     from pyllm.cli.sft import read
     from pyllm.data.render import render, rows_of
     from pyllm.errors import ConfigError, FormatError
@@ -151,7 +146,7 @@ def learn(verb, config, c, out, resume=False):
 
     A run that is ended anywhere goes on from its newest checkpoint with the bits of one that never stopped.
     """
-    from pyllm import align, folders, peft, training
+    from pyllm import align, peft, training
     from pyllm.autograd import precision
     from pyllm.cli.interrupt import Interrupt
     from pyllm.cli.sft import open_model

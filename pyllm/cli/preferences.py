@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pyllm.cli import run as runs
 from pyllm.cli.config import key
-from pyllm.cli.sft import Data, Finetune
+from pyllm.cli.sft import Finetune
 
 
 @dataclass(frozen=True)

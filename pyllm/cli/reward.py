@@ -42,7 +42,7 @@ def reward(config, out, resume=False, until=None):
 
     t = config.train
     checkpoint, base, tokenizer, rows = preferences.begin("reward", config, out, resume, "preference")
-    quantize(base, "f32")
+    quantize(base, "f32")  # the classifier is made of floats; adapt packs what it does not train
     # Without dropout, as Ziegler et al. 2019: a comparison of two answers should not be one of two networks.
     model, fresh, _ = training.transfer(base, "classify", labels=["reward"], dropout=0.0, seed=t.seed)
     print(f"new        {', '.join(fresh) or 'nothing: it is a reward model already'}")

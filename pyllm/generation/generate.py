@@ -9,7 +9,6 @@ from pyllm.errors import ConfigError
 from pyllm.generation.beam import beam_search
 from pyllm.generation.decode import Decoder
 from pyllm.generation.settings import settings
-from pyllm.models.base import CausalLM
 from pyllm.models.seq2seq import Continuation, EncoderDecoder
 from pyllm.text.chat import turn_ends
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from pyllm import kernels as K
 from pyllm.errors import ConfigError
+from pyllm.kernels.reference import kept
 
 INFINITY = float("inf")
 FORBIDDEN = np.float32(-INFINITY)
@@ -101,22 +102,17 @@ class Sampling:
         uniform = np.zeros(len(scores)) if self.temperature == 0 else np.array([key.uniform() for key in keys])
         return K.sample(scores, uniform, self.temperature, self.top_k, self.top_p, self.min_p)
 
-
     def cut(self, scores):
         """scores:(B, V), adjusted -> the same divided by the temperature, FORBIDDEN where top-k, top-p or min-p leave a token out."""
-        scores = np.array(scores) / np.float32(self.temperature)
-        v = scores.shape[1]
-        if 0 < self.top_k < v:
-            scores[scores < np.partition(scores, v - self.top_k, 1)[:, v - self.top_k, None]] = FORBIDDEN
-        if self.top_p < 1 or self.min_p:
-            order = np.argsort(-scores, 1, kind="stable")
-            p = np.exp(scores - scores.max(1, keepdims=True))
-            ranked = np.take_along_axis(p / p.sum(1, keepdims=True), order, 1)
-            out = (np.cumsum(ranked, 1) - ranked >= self.top_p) & (self.top_p < 1)
-            out |= ranked < self.min_p * ranked[:, :1]
-            out[:, 0] = False
-            np.put_along_axis(scores, order, np.where(out, FORBIDDEN, np.take_along_axis(scores, order, 1)), 1)
-        return scores
+        scores = scores / np.float32(self.temperature)
+        if not (self.top_k or self.top_p < 1 or self.min_p):
+            return scores
+        cut = np.full(scores.shape, FORBIDDEN)
+        for row, x in zip(cut, scores):
+            if len(possible := np.flatnonzero(x > FORBIDDEN)):
+                ids = possible[kept(x[possible].astype(np.float64), self.top_k, self.top_p, self.min_p)[0]]
+                row[ids] = x[ids]
+        return cut
 
 
 def repeating(text, n):

@@ -7,7 +7,7 @@ from pyllm import env
 from pyllm.kernels import reference
 from pyllm.kernels.packed import Packed
 
-_HELPERS = ("bf16", "erf", "attention_mask", "in_precision_of", "Packed")
+_HELPERS = ("bf16", "erf", "attention_mask", "in_precision_of", "kept", "Packed")
 KERNELS = tuple(name for name, f in vars(reference).items() if callable(f) and not name.startswith("_") and name not in _HELPERS)
 
 

@@ -353,6 +353,19 @@ def adamw(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step, scale=1.0):
 # ---- sampling --------------------------------------------------------------------------------------------------------
 
 
+def kept(x, top_k=0, top_p=1.0, min_p=0.0):
+    """x:(V,) float64, logits by the temperature -> what `sample` draws from: ids:(n,) in order of falling probability, p:(n,).
+
+    p are as they were before top-p and min-p, and sum to less than 1.
+    """
+    order = np.argsort(-x, kind="stable")[: top_k or None]
+    p = np.exp(x[order] - x[order[0]])
+    p /= p.sum()
+    keep = (np.cumsum(p) - p < top_p) & (p >= min_p * p[0])
+    keep[0] = True
+    return order[keep], p[keep]
+
+
 def sample(logits, uniform, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     """logits:(B, V) uniform:(B,) in [0, 1) -> ids:(B,) int32. Order: temperature, top-k, top-p, min-p, draw; temperature 0 is argmax.
 
@@ -364,11 +377,6 @@ def sample(logits, uniform, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
         if temperature == 0:
             ids[row] = x.argmax()
             continue
-        order = np.argsort(-x, kind="stable")[: top_k or None]
-        p = np.exp((x[order] - x[order[0]]) / temperature)
-        p /= p.sum()
-        keep = (np.cumsum(p) - p < top_p) & (p >= min_p * p[0])
-        keep[0] = True
-        p, order = p[keep], order[keep]
+        order, p = kept(x / temperature, top_k, top_p, min_p)
         ids[row] = order[min(np.searchsorted(np.cumsum(p), uniform[row] * p.sum(), side="right"), len(p) - 1)]
     return ids

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from pyllm import kernels as K
-from pyllm.align import ActorCritic, InvariantError, frozen_copy, gae, invariants, log_probs, rollout
+from pyllm.align import ActorCritic, InvariantError, gae, invariants, log_probs, rollout
 from pyllm.align.ppo import penalized, values, with_scores
 from pyllm.autograd import Rng, no_grad, ops
 from pyllm.folders import build

@@ -1,6 +1,4 @@
 """What is learned of an example, token by token; the silent errors of fine-tuning, each forbidden by its test."""
-from pathlib import Path
-
 import numpy as np
 import pytest
 

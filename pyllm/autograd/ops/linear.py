@@ -1,6 +1,4 @@
 """Layers' products: linear, embedding, dropout, activations."""
-import numpy as np
-
 from pyllm import kernels as K
 from pyllm.autograd.tensor import kept, needs, op, reduced
 

@@ -82,7 +82,8 @@ def _linear_log_probs(x, w, b, targets, *, temperature, entropy):
 
     def vjp(dy, need):
         dy = dy.reshape(1 + entropy, -1)[:, rows] / t
-        dx, dw, db = (np.zeros_like(a) if n else None for a, n in zip((flat, w, b), need))
+        dx, db = (np.zeros_like(a) if n else None for a, n in ((flat, need[0]), (b, need[2])))
+        dw = np.zeros_like(w) if need[1] and not chunks else None
         for i, part in enumerate(chunks):
             logp = kept.pop(i) if keep else log_probs(part)  # forward: y[0] = logp[target], y[1] = -sum(p * logp)
             dlogp = np.zeros_like(logp)
@@ -93,7 +94,7 @@ def _linear_log_probs(x, w, b, targets, *, temperature, entropy):
             if need[0]:
                 dx[rows[part]] = K.linear_vjp(dz, w, reduced=half)
             if need[1]:
-                K.matmul(dz, flat[rows[part]], ta=True, out=dw, accumulate=i > 0, reduced=half)
+                dw = K.matmul(dz, flat[rows[part]], ta=True, out=dw, accumulate=i > 0, reduced=half)
             if need[2]:
                 db += K.column_sum(dz)
         return None if dx is None else dx.reshape(x.shape), dw, db, None
