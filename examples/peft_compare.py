@@ -3,8 +3,10 @@
     python examples/peft_compare.py sst2 --model MiniLM --seeds 0,1,2     # an encoder: labels; a table, and peft.png with matplotlib
     python examples/peft_compare.py instruction-data.json --model SmolLM2.gguf --steps 40 --batch 8    # a decoder: answers
     ... --methods full,lora                                               # some of them
+    ... --time 12                                                         # a few steps of each, for the table's times
 
-Each run is a line of peft.jsonl in --out: what is there is not run again, so the same command goes on where it stopped.
+Each run is a line of peft.jsonl in --out: what is there is not run again, so the same command goes on where it stopped. Runs beside other
+work have no times worth comparing: with --time, on an idle machine, lines go to times.jsonl, and the table has their times and memory.
 """
 import json
 import subprocess
@@ -87,9 +89,14 @@ def train_one(args, way):
         if method is not None:
             peft.save(model, f"{folder}/adapter")
         size = sum(file.stat().st_size for file in Path(folder).rglob("*.safetensors")) or 4 * report.total
-    return {**look(), "measure": "loss, nats" if objective is clm else "accuracy, %", "trainable": 100 * report.share,
-            "ms": 1e3 * float(np.median([r.seconds for r in records])), "mb": memory, "kb": size / 1e3,
+    return {**({} if args.time else look()), "measure": "loss, nats" if objective is clm else "accuracy, %",
+            "trainable": 100 * report.share, "ms": 1e3 * float(np.median([r.seconds for r in records])), "mb": memory, "kb": size / 1e3,
             "loss": float(np.mean([r.loss for r in records[-20:]]))}
+
+
+def read(path):
+    """-> the lines of a .jsonl file, none where there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def summary(lines):
@@ -123,8 +130,9 @@ def chart(rows, measure, path):
 args = common.arguments(__doc__, model="a pretrained encoder or decoder", methods=f"some of {','.join(WAYS)} (default: all)",
                         seeds="one run for each (default: --seed)", steps="optimizer steps (default 375)",
                         batch="rows of a step (default 32)", rate="another learning rate than the method's",
+                        time="so many steps of each, for their times and memory alone",
                         only="(internal) one method, its line as JSON")
-args.steps, args.batch = 4 if args.quick else int(args.steps or 375), args.batch or "32"
+args.steps, args.batch = 4 if args.quick else int(args.time or args.steps or 375), args.batch or "32"
 if args.only:
     began = time.monotonic()
     found = train_one(args, args.only)
@@ -132,24 +140,25 @@ if args.only:
     sys.exit()
 folder = Path(args.out or ".")
 folder.mkdir(parents=True, exist_ok=True)
-kept = folder / "peft.jsonl"
+kept, times = folder / ("times.jsonl" if args.time else "peft.jsonl"), folder / "times.jsonl"
 ways = args.methods.split(",") if args.methods else list(WAYS)
-shared = {"data": Path(args.data).name, "model": Path(args.model).name, "steps": args.steps, "batch": int(args.batch)}
-jobs = [{**shared, "method": way, "seed": int(seed), "lr": float(args.rate or WAYS[way][1])}
-        for seed in (args.seeds or str(args.seed)).split(",") for way in ways]
+shared = {"data": Path(args.data).name, "model": Path(args.model).name, "batch": int(args.batch)}
+jobs = [{**shared, "steps": args.steps, "method": way, "settings": repr(WAYS[way][0]), "seed": int(seed),
+         "lr": float(args.rate or WAYS[way][1])} for seed in (args.seeds or str(args.seed)).split(",") for way in ways]
 for job in jobs:
-    lines = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-    if any(job.items() <= line.items() for line in lines):
+    if any(job.items() <= line.items() for line in read(kept)):
         continue
     command = [sys.executable, __file__, args.data, "--model", args.model, "--precision", args.precision, "--steps", str(args.steps),
                "--batch", args.batch, "--only", job["method"], "--seed", str(job["seed"]), "--rate", str(job["lr"]),
-               *(["--quick"] if args.quick else [])]
+               *(["--quick"] if args.quick else []), *(["--time", args.time] if args.time else [])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # a process of its own, for its peak memory
     line = job | json.loads(done.stdout.splitlines()[-1])
     with open(kept, "a") as file:
         file.write(json.dumps(line) + "\n")
     print(line, flush=True)
-lines = [json.loads(line) for line in kept.read_text().splitlines()]
-lines = [line for line in lines if any(job.items() <= {**line, "seed": job["seed"]}.items() for job in jobs)]  # of all seeds there are
-print(table(summary(lines), lines[0]["measure"]))
-chart(summary(lines), lines[0]["measure"], folder / "peft.png")
+if not args.time:
+    lines = [line for line in read(kept) if any(job.items() <= {**line, "seed": job["seed"]}.items() for job in jobs)]  # of all seeds
+    alone = {line["method"]: {"ms": line["ms"], "mb": line["mb"]} for line in read(times) if shared.items() <= line.items()}
+    lines = [line | alone.get(line["method"], {}) for line in lines]
+    print(table(summary(lines), lines[0]["measure"]))
+    chart(summary(lines), lines[0]["measure"], folder / "peft.png")

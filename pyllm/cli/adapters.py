@@ -95,6 +95,17 @@ def described(folder):
                         *about])
 
 
+def rated(t, p):
+    """-> the Finetune t with a learning rate: where none was given t.ALL, times as much as the method of a Peft takes more in sft."""
+    from dataclasses import replace
+
+    from pyllm import peft
+    from pyllm.cli.sft import Finetune
+
+    factor = 1.0 if p.method == "none" else peft.METHODS[p.method].RATE / Finetune.ALL
+    return replace(t, lr=t.lr or float(f"{t.ALL * factor:g}"))
+
+
 def adapt(model, p, seed):
     """Puts the adapter that a Peft describes into the model; what learns is printed. ConfigError for settings that do not fit."""
     from pyllm import peft

@@ -34,8 +34,9 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class Steps:
-    """What every training run has."""
+    """What every training run has. ALL: where lr=0 stands for a rate that is known later, the one where all weights learn."""
 
+    ALL = None
     accumulate: int = key(1, "micro-batches a step", 1)
     lr: float = key(1e-3, "learning rate at its highest", 0.0, flags=("lr", "learning-rate"))
     min_lr: float = key(1e-4, "learning rate at the end of the schedule", 0.0)
@@ -57,7 +58,7 @@ class Steps:
     sample_tokens: int = key(64, "tokens of the sample at every evaluation; 0 = none", 0)
 
     def __post_init__(self):
-        if self.min_lr > self.lr:
+        if self.min_lr > self.lr and (self.lr or self.ALL is None):
             raise ConfigError(f"train: min_lr={self.min_lr}, lr={self.lr}; expected min_lr <= lr")
 
 

@@ -36,8 +36,8 @@ def dpo(config, out, resume=False, until=None):
     from pyllm import objectives
     from pyllm.errors import ConfigError
 
-    t = config.train
     checkpoint, model, tokenizer, rows = preferences.begin("dpo", config, out, resume, "preference")
+    t = config.train
     adapt(model, config.peft, t.seed)
     options = {"beta": t.beta or BETAS.get(t.loss, 0.1)}
     if t.label_smoothing and t.loss not in ("sigmoid", "robust", "cpo"):

@@ -77,8 +77,8 @@ def kto(config, out, resume=False, until=None):
     from pyllm.cli.sft import architecture
     from pyllm.errors import ConfigError
 
-    t = config.train
     checkpoint, model, tokenizer, rows = preferences.begin("kto", config, out, resume, "unpaired")
+    t = config.train
     if architecture(model) != "decoder":
         raise ConfigError(f"kto: {config.model.path} is an {architecture(model)}; expected a decoder")
     good = sum(bool(row.extra["label"]) for row in rows["train"])

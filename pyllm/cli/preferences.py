@@ -15,9 +15,11 @@ class Model:
 
 @dataclass(frozen=True)
 class Preferences(Finetune):
+    ALL = 1e-6
     epochs: float = key(1.0, "times that the examples are read", 0.0)
     batch: int = key(8, "examples of a micro-batch; a pair is one", 1)
-    lr: float = key(1e-6, "learning rate at its highest", 0.0, flags=("lr", "learning-rate"))
+    lr: float = key(0.0, "learning rate at its highest; 0 = 1e-6, of LoRA 1e-5, of other adapters as much more as in sft", 0.0,
+                    flags=("lr", "learning-rate"))
     warmup_ratio: float = key(0.1, "share of the steps in which the learning rate rises", 0.0, 1.0)
     weight_decay: float = key(0.0, "AdamW's decay of matrices, times the learning rate", 0.0)
     sample_tokens: int = key(48, "tokens of the samples at every evaluation; 0 = none", 0)
@@ -26,12 +28,14 @@ class Preferences(Finetune):
 def begin(verb, config, out, resume, kind):
     """-> (checkpoint to go on from or None, model, tokenizer, {"train", "valid"}: lists of Rows, or of pairs of them).
 
-    ConfigError for examples that are not of `kind`.
+    config.train gets its learning rate. ConfigError for examples that are not of `kind`.
     """
+    from pyllm.cli.adapters import rated
     from pyllm.cli.sft import open_model, read, render
     from pyllm.errors import ConfigError
 
     checkpoint, path = runs.newest(verb, out, resume), config.model.path
+    config.train = rated(config.train, config.peft)
     model, tokenizer = open_model(path, packed=path.endswith(".gguf") and config.peft.base != "f32")
     found = read(config.data)
     if found["train"].kind != kind:
@@ -119,7 +123,7 @@ def learn(verb, config, out, model, tokenizer, rows, objective, checkpoint, *, t
     an_epoch = max(1, -(-len(rows["train"]) // t.batch) // t.accumulate)
     steps = t.steps or max(1, round(t.epochs * an_epoch))
     print(f"model      {type(model).__name__}, {model.config.model_type}, {peft.report(model).total:,} parameters")
-    print(f"steps      {steps:,}; {an_epoch:,} are an epoch", flush=True)
+    print(f"steps      {steps:,}; {an_epoch:,} are an epoch; learning rate {t.lr:g}", flush=True)
 
     def scores():
         with precision(t.precision):

@@ -14,7 +14,9 @@ from pyllm.cli.sft import Data
 
 @dataclass(frozen=True)
 class Reward(preferences.Preferences):
-    lr: float = key(1e-4, "learning rate at its highest", 0.0, flags=("lr", "learning-rate"))
+    ALL = 1e-4
+    lr: float = key(0.0, "learning rate at its highest; 0 = 1e-4, of LoRA 1e-3, of other adapters as much more as in sft", 0.0,
+                    flags=("lr", "learning-rate"))
     center: float = key(0.0, "weight of the squared sum of a pair's rewards, such as 0.01, which keeps them around 0", 0.0,
                         flags=("center", "center-rewards-coefficient"))
     normalize: bool = key(False, "bring rewards to deviation 1 before training too, not behind it alone")
@@ -40,8 +42,8 @@ def reward(config, out, resume=False, until=None):
     from pyllm.align import RewardModel, agreement
     from pyllm.nn import quantize
 
-    t = config.train
     checkpoint, base, tokenizer, rows = preferences.begin("reward", config, out, resume, "preference")
+    t = config.train
     quantize(base, "f32")  # the classifier is made of floats; adapt packs what it does not train
     # Without dropout, as Ziegler et al. 2019: a comparison of two answers should not be one of two networks.
     model, fresh, _ = training.transfer(base, "classify", labels=["reward"], dropout=0.0, seed=t.seed)

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from pyllm.cli import run as runs
-from pyllm.cli.adapters import Peft, adapt
+from pyllm.cli.adapters import Peft, adapt, rated
 from pyllm.cli.config import Steps, Taught, key
 
 METRICS = {  # task: {what a model may be best in: the task of pyllm.evaluate whose score it is, or None for what the objective gives}
@@ -51,6 +51,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Finetune(Steps):
+    ALL = 5e-5
     epochs: float = key(3.0, "times that the examples are read", 0.0)
     steps: int = key(0, "optimizer steps in all, instead of epochs", 0)
     batch: int = key(16, "rows of a micro-batch", 1)
@@ -97,8 +98,7 @@ def sft(config, out, resume=False, until=None, watch=None):
     from pyllm.io.files import write_toml
 
     out, m = Path(out), config.model
-    config.train = t = replace(config.train, lr=config.train.lr or (5e-5 if config.peft.method == "none" else
-                                                                    peft.METHODS[config.peft.method].RATE))
+    config.train = t = rated(config.train, config.peft)
     checkpoint = runs.newest("sft", out, resume)
     base, tokenizer = open_model(m.path, packed=m.path.endswith(".gguf") and config.peft.base != "f32")
     if config.data.chat_template:

@@ -13,6 +13,7 @@ from pyllm.cli import dpo as dpo_verb
 from pyllm.cli import main, preferences
 from pyllm.cli import run as runs
 from pyllm.cli.adapters import METHODS
+from pyllm.cli.config import read_toml
 from pyllm.cli.policies import open_reward
 from pyllm.data.render import rows_of
 from pyllm.folders import build
@@ -83,6 +84,17 @@ def test_dpo_and_its_relatives_learn(here, tmp_path, loss):
     assert found[-1]["valid_loss"] < found[0]["valid_loss"] and found[-1]["valid_rewards/accuracies"] == 1
     samples = read_log(tmp_path / "r/samples.jsonl")
     assert samples[0]["samples"][0].keys() == {"prompt", "text", "before"}
+
+
+@pytest.mark.parametrize("verb, data, rates", [("dpo", "pairs.jsonl", (1e-6, 1e-5, 2e-4)), ("kto", "single.jsonl", (1e-6, 1e-5, 2e-4)),
+                                               ("reward", "pairs.jsonl", (1e-4, 1e-3, 2e-2))])
+def test_an_adapter_learns_at_its_own_rate_unless_told(here, tmp_path, capsys, verb, data, rates):
+    """At the rate of all weights an adapter hardly moves, without a word."""
+    for rate, more in zip((*rates, 0.02), ((), LORA, ("--peft", "prefix"), (*LORA, "--lr", "0.02"))):
+        out = tmp_path / f"{len(more)}{more[1:2]}"
+        assert pyllm_(here, verb, data, out, "--steps", 1, "--batch", 4, "--sample-tokens", 0, *more) == 0
+        assert read_toml(out / "config.resolved.toml")[0]["train"]["lr"] == rate
+        assert f"learning rate {rate:g}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("precision", ["f32", "bf16"])

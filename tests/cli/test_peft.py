@@ -96,7 +96,8 @@ def test_an_adapter_learns_at_its_own_rate_unless_told(here, tmp_path):
     """At the rate of all weights an adapter hardly moves, without a word."""
     from pyllm.cli.config import read_toml
 
-    for name, more, expected in (("own", LORA, peft.LoRA.RATE), ("told", (*LORA, "--lr", "0.02"), 0.02), ("all", (), 5e-5)):
+    for name, more, expected in (("own", LORA, peft.LoRA.RATE), ("told", (*LORA, "--lr", "0.02"), 0.02), ("all", (), 5e-5),
+                                ("end", (*LORA, "--min-lr", "1e-4"), peft.LoRA.RATE)):
         where = ["--model", str(here / "gpt2"), "--data", str(here / "answers.jsonl"), "--out", str(tmp_path / name)]
         assert main(["sft", *where, "--steps", "1", *more]) == 0
         assert read_toml(tmp_path / name / "config.resolved.toml")[0]["train"]["lr"] == expected > 0
