@@ -220,7 +220,7 @@ def _tokens(ids, learned, tokenizer, colour, most=300):
             text += f"{']]' * (inside and not colour)} ... {left_out:,} tokens ... " * (i == most // 2)
             inside = False
             continue
-        piece = _visible(tokenizer.token_bytes(id) if i else tokenizer.decode_bytes([id]))  # no blank before the first word
+        piece = _visible(tokenizer.token_bytes(id) if i else tokenizer.decode_bytes([id]), colour)  # no blank before the first word
         mark = "" if colour or now == inside else "[[" if now else "]]"
         between = "\u00b7" if text and not text.endswith(("\n", " ... ")) else ""
         text += (mark + between if mark == "]]" else between + mark) + "\n".join(
@@ -230,10 +230,11 @@ def _tokens(ids, learned, tokenizer, colour, most=300):
     yield from ("           " + line for line in text.removesuffix("\n").split("\n"))
 
 
-def _visible(data):
-    """Bytes of a token as text: line ends are shown and kept, what would move the cursor is escaped."""
+def _visible(data, colour):
+    """Bytes of a token as text: line ends are shown and kept; escaped is what would move the cursor or look like a mark of ours."""
     text = data.decode("utf-8", "backslashreplace")
-    return "".join("\u23ce\n" if c == "\n" else c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    text = "".join("\u23ce\n" if c == "\n" else c if c.isprintable() and c not in "\u00b7\u23ce" else ascii(c)[1:-1] for c in text)
+    return text if colour else text.replace("[[", r"\x5b\x5b").replace("]]", r"\x5d\x5d")
 
 
 def _paint(colour, code, text):

@@ -65,6 +65,17 @@ def test_what_a_token_holds_does_not_move_the_cursor(check):
     assert "\x1b" not in out and "\x07" not in out and "\\x1b" in out and "\u23ce" in out
 
 
+def test_what_a_token_holds_does_not_look_like_the_mask(check, tmp_path):
+    record = {"prompt": "see [[it]] \u00b7 a", "completion": " b ]] \u23ce c [[ d"}
+    tokenizer = ByteLevelBPE.train([*TEXT, *[" [[ ]] \u00b7 \u23ce"] * 50], 320, special_tokens=["<|endoftext|>"])
+    tokenizer.save(tmp_path / "tokenizer")
+    out = check([record], "--tokenizer", str(tmp_path / "tokenizer"))[1]
+    shown = "".join(line.strip() for line in out[out.index("example "):].splitlines()[1:-1])
+    assert shown.count("[[") == shown.count("]]") == 1 and shown.index("[[") < shown.index("]]") == len(shown) - 2
+    said = shown.replace("\u00b7", "").replace("[[", "").replace("]]", "").removesuffix("<|endoftext|>")
+    assert said.encode().decode("unicode_escape") == record["prompt"] + record["completion"]
+
+
 DRIFT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 REFUSED = {  # name of the check: (records, flags)
     "bad": ([*GOOD, '{"prompt": "a"\n'], ()),

@@ -11,8 +11,9 @@ from pyllm.cli import main
 from pyllm.data import read_examples
 from pyllm.errors import ConfigError, FormatError
 from pyllm.evaluate.likelihood import log_likelihoods, windows
-from pyllm.evaluate.spans import find_spans
+from pyllm.evaluate.spans import best_threshold, find_spans
 from pyllm.evaluate.tasks import TASKS, Options, evaluate
+from pyllm.evaluate.text_metrics import best_f1
 from pyllm.folders import build
 from pyllm.text import ByteLevelBPE, WordPiece
 
@@ -331,16 +332,13 @@ def test_what_takes_no_prompt_refuses_shots_and_chats(task, kind, family, head, 
 # ---- whether there is an answer
 
 def test_the_threshold_is_the_one_with_the_largest_f1():
-    from pyllm.evaluate.spans import best_threshold
-
     draw = np.random.default_rng(0)
     records = [{"score": float(s), "no_answer_score": float(n), "n_best": [{"text": "a cat"}], "references": [("cat", "", "dog")[k]]}
                for s, n, k in zip(draw.normal(size=60), draw.normal(size=60), draw.integers(0, 3, 60))]
 
-    def f1(threshold):
-        given = ["cat" if r["no_answer_score"] - r["score"] <= threshold else "" for r in records]
-        return float(pyllm.evaluate.token_f1(given, [r["references"] for r in records]))
-
+    margins = np.array([r["no_answer_score"] - r["score"] for r in records])
+    values = [[best_f1(text, r["references"]) for r in records] for text in ("a cat", "")]
+    f1 = lambda threshold: np.where(margins <= threshold, *values).mean()
     best = max(f1(t) for t in np.linspace(-6, 6, 4001))
     assert f1(best_threshold(records)) == pytest.approx(best) and best > f1(0)
     for right, inside in (("cat", True), ("", False)):  # always, never
