@@ -1,4 +1,4 @@
-"""Mutated files: 26,000 of safetensors, 26,000 of GGUF, 5,100 config.json, 5,000 whole GGUF models: an error of a documented class, or
+"""Mutated files: 26,000 of safetensors, 26,000 of GGUF, 1,800 config.json, 1,000 whole GGUF models: an error of a documented class, or
 none."""
 import json
 import random
@@ -114,8 +114,8 @@ def test_mutated_gguf_models(tmp_path, tokenizers, kind):
             out.write_bytes(found)
         pyllm.load(out)
 
-    accepted = mutate.survive(read, map(mutant, range(2_500)), FormatError)
-    assert 20 < accepted < 2_000
+    accepted = mutate.survive(read, map(mutant, range(500)), FormatError)
+    assert 10 < accepted < 400
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c["model_type"])
@@ -128,8 +128,8 @@ def test_mutated_configurations(tmp_path, config):
         (tmp_path / "m/config.json").write_text(json.dumps(values))
         pyllm.load(tmp_path / "m")
 
-    accepted = mutate.survive(read, (mutate.of_json(seed, rng) for _ in range(850)), (FormatError, ConfigError))
-    assert 20 < accepted < 800
+    accepted = mutate.survive(read, (mutate.of_json(seed, rng) for _ in range(300)), (FormatError, ConfigError))
+    assert 10 < accepted < 280
 
 
 def test_mutated_indices(tmp_path, monkeypatch):

@@ -77,7 +77,7 @@ def weighted(data):
 def test_mutated_values_are_format_errors_or_work(kind):
     data, rng, worked, slowest = KINDS[kind], random.Random(kind), 0, 0.0
     paths, config_paths = weighted(data), [path for path in places(CONFIG) if path]
-    for i in range(2000):  # 8,000 in all, and 2,000 below
+    for i in range(1800):  # 9,000 in all, and 1,250 below
         broken = mutated(data, rng, paths)
         config = CONFIG if i % 4 else mutated(CONFIG, rng, config_paths)
         began = time.process_time()
@@ -91,13 +91,13 @@ def test_mutated_values_are_format_errors_or_work(kind):
         worked += 1
         tokenizer.truncation = None
         try:
-            ids = tokenizer.encode("Hello wörld  <s> 12\n\ud800")
+            ids = tokenizer.encode("Hello wörld  <s> 12\n\ud800", special=i % 2 == 0)
             tokenizer.encode_offsets("Hello wörld")
         except ValueError as error:  # a vocabulary without a character of the text
             assert str(error).startswith("encode: "), error
         else:
             tokenizer.decode(ids)
-    assert 100 < worked < 1950 and slowest < 1
+    assert 90 < worked < 1750 and slowest < 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -108,7 +108,7 @@ def test_mutated_bytes_are_format_errors_or_work(kind, tmp_path):
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     failed, slowest = 0, 0.0
-    for i in range(500):
+    for i in range(250):
         name = "tokenizer.json" if i % 5 else "tokenizer_config.json"
         data = bytearray(files[name])
         for _ in range(rng.randint(1, 3)):
@@ -126,7 +126,7 @@ def test_mutated_bytes_are_format_errors_or_work(kind, tmp_path):
             assert name in str(error) or str(tmp_path) in str(error)
         slowest = max(slowest, time.process_time() - began)
         (tmp_path / name).write_bytes(files[name])
-    assert failed > 200 and slowest < 1
+    assert failed > 100 and slowest < 1
 
 
 @pytest.mark.parametrize("name, text", [("tokenizer.json", "tokenizer.json: not valid JSON in UTF-8"),
