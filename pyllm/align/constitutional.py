@@ -13,11 +13,11 @@ from os.path import commonprefix
 import numpy as np
 
 from pyllm.align.constitution import evasive, helpful
-from pyllm.align.policy import log_probs
-from pyllm.align.rollout import assemble
-from pyllm.autograd import Rng
+from pyllm.autograd import Rng, no_grad, ops
+from pyllm.data.batch import IGNORED
 from pyllm.errors import ConfigError
 from pyllm.generation import Session, generate
+from pyllm.nn import Cache
 
 STOPS = ("\n\nHuman:", "\n\nCritiqueRequest:", "\n\nRevisionRequest:", "\n\nCritique:", "\n\nAssistant:")
 CLAMP = (0.4, 0.6)  # probabilities after a chain of thought, which are too sure of themselves: Bai et al. 2022, section 4.1
@@ -172,13 +172,40 @@ def probabilities(judge, tokenizer, principle, cases, thoughts, shots=()):
     for case, chain in zip(cases, thoughts):
         asks = [("user", question(principle, *case) + ("\nLet's think step by step." if chain else ""))]
         contexts.append(asked(tokenizer, [*turns, *asks, *([("assistant", chain), ("user", "So the answer is?")] if chain else [])]))
-    rows = [(context, answer) for context in contexts for answer in said]
-    if (longest := max(len(c) + len(a) for c, a in rows)) > judge.config.size("context"):
+    if (longest := max(map(len, contexts)) + max(map(len, said))) > judge.config.size("context"):
         raise ValueError(f"constitution: a comparison of {longest} tokens is more than the judge's context of "
                          f"{judge.config.size('context')}. Hint: fewer examples (shots), shorter answers")
-    batch = assemble([c for c, _ in rows], [a for _, a in rows], np.zeros(len(rows), bool)).batch()
-    logp = log_probs(judge, batch).sum(1, dtype=np.float64).reshape(-1, 2)
+    logp = choices(judge, contexts, said)
     return (1 / (1 + np.exp(logp[:, 1] - logp[:, 0]))).tolist()
+
+
+def choices(model, contexts, said):
+    """contexts, said: lists of ids -> (contexts, said) float64: log p of each of `said` behind each context, nats.
+
+    What all contexts begin with is read once, and each context once for all that may be said behind it.
+    """
+    same = min(len(commonprefix(contexts)), *(len(context) - 2 for context in contexts))
+    width = max(map(len, said))
+    room = max(map(len, contexts)) + width
+    tokens, targets = np.zeros((len(said), width), np.int32), np.full((len(said), width), IGNORED, np.int32)
+    for row, ids in enumerate(said):
+        tokens[row, 1 : len(ids)], targets[row, : len(ids)] = ids[:-1], ids
+
+    def read(cache, ids):
+        if len(ids):
+            model.hidden(np.array([ids], np.int32), cache=cache)
+            cache.advance(len(ids))
+        return cache
+
+    found = []
+    with no_grad():
+        begun = read(Cache(1, room), contexts[0][:same])
+        for context in contexts:
+            cache = read(begun.copies([same], room), context[same:-1]).copies([len(context) - 1] * len(said), room)
+            tokens[:, 0] = context[-1]
+            hidden = model.hidden(tokens, cache=cache)
+            found.append(ops.linear_log_probs(hidden, model.head_weight(), model.head_bias(), targets).data.sum(1, dtype=np.float64))
+    return np.stack(found)
 
 
 def preferences(records, least=0.0):

@@ -1,13 +1,17 @@
 """pyllm constitution run: a model, principles and prompts -> a model that keeps to them; inspect: what was said on the way.
 
     revisions.jsonl     stage 1: every answer, critique and revision      revised/   the model fine-tuned on the last revisions (pyllm sft)
-    comparisons.jsonl   stage 2: two answers, a probability each          aligned/   the same after DPO on the comparisons (pyllm dpo)
-    report.json         on held-out prompts: violations, evasiveness, a proxy of helpfulness, agreement of both orders
+    comparisons.jsonl   stage 2: two answers, a probability each          aligned/   the same after DPO on the comparisons (pyllm dpo), or
+    report.json         on held-out prompts: violations, evasiveness,                after PPO (pyllm ppo) against
+                        a proxy of helpfulness, agreement of both orders  reward/    the preference model they taught (pyllm reward)
+
+Each of these runs has the examples that it learned from beside its own files, as examples.jsonl.
 """
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pyllm.cli.adapters import Peft
 from pyllm.cli.config import key
 
 
@@ -59,13 +63,23 @@ class Revised(Stage):
 
 @dataclass(frozen=True)
 class Aligned(Stage):
-    epochs: float = key(1.0, "times that the comparisons are read; 0 = no second stage", 0.0, flags=("rl-epochs",))
-    batch: int = key(8, "pairs of a step", 1, flags=("rl-batch",))
-    lr: float = key(5e-6, "learning rate of DPO", 0.0, flags=("rl-lr",))
-    beta: float = key(0.1, "DPO's", 0.0)
+    method: str = key("dpo", "dpo: on the comparisons; ppo: against a preference model that they teach", choices=("dpo", "ppo"))
+    epochs: float = key(1.0, "times that the comparisons (ppo: the prompts) are read; 0 = no second stage", 0.0, flags=("rl-epochs",))
+    batch: int = key(8, "pairs of a step, or prompts of an iteration of ppo", 1, flags=("rl-batch",))
+    lr: float = key(5e-6, "learning rate of dpo or ppo", 0.0, flags=("rl-lr",))
+    beta: float = key(0.1, "of dpo: how much answers may move away from the revised model's, less for more", 0.0)
+    kl_coef: float = key(0.05, "of ppo: penalty of the divergence from the revised model, per nat", 0.0)
 
 
-SECTIONS = {"model": Model, "constitution": Principles, "data": Data, "revised": Revised, "aligned": Aligned}
+@dataclass(frozen=True)
+class Preference(Stage):
+    epochs: float = key(1.0, "times that the preference model of ppo reads the comparisons", 0.0, flags=("reward-epochs",))
+    batch: int = key(8, "pairs of a step", 1, flags=("reward-batch",))
+    lr: float = key(1e-4, "its learning rate", 0.0, flags=("reward-lr",))
+
+
+SECTIONS = {"model": Model, "constitution": Principles, "data": Data, "revised": Revised, "aligned": Aligned, "reward": Preference,
+            "peft": Peft}
 
 
 def add_arguments(parser):
@@ -98,7 +112,8 @@ def constitution(config, out, resume=False):
     from pyllm.errors import ConfigError
     from pyllm.io.files import write_json, write_toml
 
-    c = config.constitution
+    c, aligned = config.constitution, config.aligned
+    check_adapter(config)
     if (out / "revisions.jsonl").is_file() and not resume:
         raise ConfigError(f"constitution: {out} holds a run already. Hint: --resume goes on with it; or choose another --out")
     principles = read_constitution(c.path)
@@ -113,23 +128,26 @@ def constitution(config, out, resume=False):
     drawn = {"max_tokens": c.max_tokens, "temperature": c.temperature, "top_p": c.top_p, "seed": c.seed, "rows": c.rows, "shots": c.shots}
 
     records = kept(out / "revisions.jsonl", c.rows, len(prompts), "revise",
-                     lambda start: revise(model, tokenizer, principles, prompts, start=start, **asks, **drawn))
+                   lambda start: revise(model, tokenizer, principles, prompts, start=start, **asks, **drawn))
     examples = [{"prompt": chat(tokenizer, e["prompt"]), "completion": said(tokenizer, e["completion"])}
                 for e in revisions(records, c.unsound)]
     print(f"revisions  {len(examples)} of {len(records)} to learn from", flush=True)
-    if code := trained("sft", config.model.path, out / "revised", out / "revisions.sft.jsonl", examples, config.revised, c.seed):
+    if code := trained("sft", config, config.model.path, out / "revised", examples, config.revised, epochs=config.revised.epochs,
+                       sample_tokens=0):
         return code
 
     named = {"before": config.model.path, "revised": out / "revised"}
     comparisons = []
-    if config.aligned.epochs:
+    if aligned.epochs:
         learned, _ = open_model(out / "revised")
         comparisons = kept(out / "comparisons.jsonl", c.rows, len(prompts), "compare", lambda start: compare(
             learned, tokenizer, principles, prompts, judge=model, think=c.think, checkers=c.checkers, start=start, **drawn))
         pairs = [{"prompt": chat(tokenizer, p["prompt"]), **{k: said(tokenizer, p[k]) for k in ("chosen", "rejected")}}
                  for p in preferences(comparisons)]
-        if code := trained("dpo", out / "revised", out / "aligned", out / "comparisons.dpo.jsonl", pairs, config.aligned, c.seed):
-            return code
+        print(f"pairs      {len(pairs)} of {len(comparisons)} comparisons say which answer is better", flush=True)
+        for verb, name, examples, stage, options in second_stage(config, tokenizer, pairs, prompts):
+            if code := trained(verb, config, out / "revised", out / name, examples, stage, **options):
+                return code
         named["aligned"] = out / "aligned"
     report = {name: measured(path, principles, held, c) for name, path in named.items()}
     report["comparisons"] = counted(comparisons)
@@ -191,26 +209,61 @@ def kept(path, rows, total, what, begin):
     return records
 
 
-def trained(verb, model, out, path, examples, stage, seed):
-    """Writes examples to `path` and trains on them with another verb, whose settings but these are its defaults -> exit code."""
-    from pyllm.cli import dpo, sft
+def check_adapter(config):
+    """ConfigError for an adapter that does not fit the model, or that a stage cannot hand on to the next as weights."""
+    from pyllm import peft
+    from pyllm.cli.adapters import adapt
+    from pyllm.cli.sft import open_model
+    from pyllm.errors import ConfigError
+
+    p = config.peft
+    if p.method != "none":
+        model, _ = open_model(config.model.path)
+        adapt(model, p, config.constitution.seed)
+        if not all(a.MERGES for a in peft.adapters(model)) or p.method == "adalora" and config.aligned.method == "ppo":
+            raise ConfigError(f"constitution: peft.method={p.method!r}: a stage begins with the weights that the one before left; expected "
+                              "an adapter that can be merged into them (for ppo not adalora either). Hint: --peft lora")
+
+
+def second_stage(config, tokenizer, pairs, prompts):
+    """-> (verb, folder, examples, its section, further settings) of each run that makes the aligned model of the revised one."""
+    c, a = config.constitution, config.aligned
+    if a.method == "dpo":
+        return [("dpo", "aligned", pairs, a, {"epochs": a.epochs, "beta": a.beta, "sample_tokens": 0})]
+    asks = [{"prompt": chat(tokenizer, prompt)} for prompt in prompts]
+    steps = max(1, round(a.epochs * len(asks) / a.batch))
+    return [("reward", "reward", pairs, config.reward, {"epochs": config.reward.epochs}),
+            ("ppo", "aligned", asks, a, {"steps": steps, "kl_coef": a.kl_coef, "response_length": c.max_tokens,
+                                         "temperature": c.temperature})]
+
+
+def trained(verb, config, model, out, examples, stage, **options):
+    """Trains on examples with another verb, whose settings but these are its defaults -> exit code."""
+    from pyllm.cli import dpo, ppo, reward, sft
     from pyllm.cli.config import resolve
+    from pyllm.cli.merge import merge
     from pyllm.errors import ConfigError
     from pyllm.io.files import write_atomic
 
-    if (out / "model/config.json").is_file() and (out / "loss.png").exists():
+    if (out / "model/config.json").is_file() and any(out.glob("*.png")):
         return 0
     if len(examples) < 2:
         raise ConfigError(f"constitution: {len(examples)} examples for {out.name}; expected at least 2: revisions that are sound, or "
                           "comparisons that say which answer is better. Hint: more prompts, a higher temperature, --unsound")
+    out.mkdir(exist_ok=True)
+    path = out / "examples.jsonl"
     write_atomic(path, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in examples).encode())
-    module = {"sft": sft, "dpo": dpo}[verb]
-    train = {"epochs": stage.epochs, "batch": stage.batch, "lr": stage.lr, "seed": seed, "sample_tokens": 0,
-             **({"beta": stage.beta} if verb == "dpo" else {})}
-    data = {"path": str(path), "fraction": min(0.9, 1 - 1 / len(examples))}  # of few examples one is for validation all the same
-    table = {"model": {"path": str(model)}, "data": data, "train": train}
-    config = resolve((table, "constitution"), sections=module.SECTIONS)
-    return getattr(module, verb)(config, out, resume=True)
+    module = {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo}[verb]
+    table = {"model": {"path": str(model)}, "data": {"path": str(path)}, "peft": asdict(config.peft),
+             "train": {"batch": stage.batch, "lr": stage.lr, "seed": config.constitution.seed, **options}}
+    if verb == "ppo":
+        table["model"]["reward"] = str(out.with_name("reward"))
+    else:  # of few examples one is for validation all the same
+        table["data"]["fraction"] = min(0.9, 1 - 1 / len(examples))
+    code = getattr(module, verb)(resolve((table, "constitution"), sections=module.SECTIONS), out, resume=True)
+    if not code and verb != "reward" and config.peft.method != "none":  # the next stage begins with a model of its own
+        merge(model, out, out / "model")
+    return code
 
 
 def measured(path, principles, held, c):

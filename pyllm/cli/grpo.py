@@ -1,4 +1,7 @@
 """pyllm grpo: a model, prompts and a reward -> a policy that GRPO or a relative has trained, in a run folder, see pyllm.cli.policies."""
+from pathlib import Path
+
+from pyllm.align import GRPOConfig
 from pyllm.cli import policies
 from pyllm.cli import run as runs
 
@@ -14,14 +17,17 @@ ABOUT = {  # key of pyllm.align.GRPOConfig: (words, least, most, choices)
     "filter_equal": ("prompts whose responses all have the same score count for nothing",),
 }
 
+SECTIONS = policies.sections(GRPOConfig, ABOUT)
+
 
 def add_arguments(parser):
-    from pyllm.align import GRPOConfig
-
-    runs.add_arguments(parser, policies.sections(GRPOConfig, ABOUT))
+    runs.add_arguments(parser, SECTIONS)
 
 
 def run(args):
-    from pyllm.align import GRPOConfig
+    return grpo(runs.settings("grpo", args, SECTIONS), Path(args.out), args.resume)
 
-    return policies.run("grpo", args, GRPOConfig, ABOUT)
+
+def grpo(config, out, resume=False):
+    """Runs a Config of SECTIONS in the folder `out` -> exit code, see pyllm.cli.policies.learn."""
+    return policies.learn("grpo", config, GRPOConfig, out, resume)

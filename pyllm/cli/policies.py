@@ -69,18 +69,6 @@ def sections(config, about):
     return {"model": Model, "data": Data, "train": make_dataclass(config.__name__, made, frozen=True), "peft": Peft, "run": Run}
 
 
-def run(verb, args, config, about):
-    """Runs the verb that `args` are of -> exit code, as pyllm.cli.pretrain has them."""
-    from pyllm.errors import ConfigError
-
-    found = runs.settings(verb, args, sections(config, about))
-    if not found.model.reward:
-        raise ConfigError(f"{verb}: no reward; expected --reward RUN of pyllm reward, or --reward FILE.py:FUNCTION")
-    optional = {f.name for f in fields(config) if f.default is None}
-    values = {name: value for name, value in asdict(found.train).items() if value or name not in optional}
-    return learn(verb, found, config(**values), Path(args.out), args.resume)
-
-
 def open_reward(path, tokenizer, step=""):
     """-> (the reward that `path` names, a function of a Rollout: a RewardModel, or a rule, with `step` at the end of each step; how many
     tokens it reads at most, None = any number)."""
@@ -141,8 +129,8 @@ def read_prompts(d, tokenizer, room):
     return list(found.values())
 
 
-def learn(verb, config, c, out, resume=False):
-    """Runs the iterations -> exit code: 0, or 130 and 143 after Ctrl-C and SIGTERM, with all saved. c: the settings of pyllm.align.
+def learn(verb, config, kind, out, resume=False):
+    """Runs the iterations -> exit code: 0, or 130 and 143 after Ctrl-C and SIGTERM, with all saved. kind: PPOConfig or GRPOConfig.
 
     A run that is ended anywhere goes on from its newest checkpoint with the bits of one that never stopped.
     """
@@ -156,6 +144,10 @@ def learn(verb, config, c, out, resume=False):
     from pyllm.models.base import CausalLM
     from pyllm.progress import Progress
 
+    if not config.model.reward:
+        raise ConfigError(f"{verb}: no reward; expected --reward RUN of pyllm reward, or --reward FILE.py:FUNCTION")
+    optional = {f.name for f in fields(kind) if f.default is None}
+    c = kind(**{name: value for name, value in asdict(config.train).items() if value or name not in optional})
     r, ppo = config.run, verb == "ppo"
     response = c.response_length if ppo else c.max_completion_length
     if config.peft.method == "adalora":

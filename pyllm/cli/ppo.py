@@ -1,4 +1,7 @@
 """pyllm ppo: a model, prompts and a reward -> a policy that PPO has trained, in a run folder, see pyllm.cli.policies."""
+from pathlib import Path
+
+from pyllm.align import PPOConfig
 from pyllm.cli import policies
 from pyllm.cli import run as runs
 
@@ -16,14 +19,17 @@ ABOUT = {  # key of pyllm.align.PPOConfig: (words, least, most, choices)
     "missing_eos_score": ("score of a response without an end token, such as -1; 0 = what the reward says",),
 }
 
+SECTIONS = policies.sections(PPOConfig, ABOUT)
+
 
 def add_arguments(parser):
-    from pyllm.align import PPOConfig
-
-    runs.add_arguments(parser, policies.sections(PPOConfig, ABOUT))
+    runs.add_arguments(parser, SECTIONS)
 
 
 def run(args):
-    from pyllm.align import PPOConfig
+    return ppo(runs.settings("ppo", args, SECTIONS), Path(args.out), args.resume)
 
-    return policies.run("ppo", args, PPOConfig, ABOUT)
+
+def ppo(config, out, resume=False):
+    """Runs a Config of SECTIONS in the folder `out` -> exit code, see pyllm.cli.policies.learn."""
+    return policies.learn("ppo", config, PPOConfig, out, resume)

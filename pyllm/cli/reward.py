@@ -2,7 +2,7 @@
 
 Its gain and bias, which bring rewards to mean 0 and deviation 1 over the held-out answers, are in the configuration it is saved with.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from pyllm.cli import preferences
@@ -40,10 +40,13 @@ def reward(config, out, resume=False, until=None):
 
     from pyllm import objectives, training
     from pyllm.align import RewardModel, agreement
+    from pyllm.cli.sft import architecture
     from pyllm.nn import quantize
 
     checkpoint, base, tokenizer, rows = preferences.begin("reward", config, out, resume, "preference")
     t = config.train
+    if architecture(base) == "decoder":
+        rows = {part: [tuple(map(to_its_end, pair)) for pair in pairs] for part, pairs in rows.items()}
     quantize(base, "f32")  # the classifier is made of floats; adapt packs what it does not train
     # Without dropout, as Ziegler et al. 2019: a comparison of two answers should not be one of two networks.
     model, fresh, _ = training.transfer(base, "classify", labels=["reward"], dropout=0.0, seed=t.seed)
@@ -65,3 +68,9 @@ def reward(config, out, resume=False, until=None):
 
     return preferences.learn("reward", config, out, model, tokenizer, rows, partial(objectives.reward_pairs, centre=t.center), checkpoint,
                              train=preferences.batches(rows["train"], model, t), evaluate=evaluate, until=until)
+
+
+def to_its_end(row):
+    """-> the Row up to the last token of its answer, where a drawn response is scored: a chat template may write more behind that."""
+    last = int(row.learned.nonzero()[0][-1]) + 1
+    return replace(row, tokens=row.tokens[:last], learned=row.learned[:last])

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pyllm import peft
+from pyllm.align import WithoutAdapters, assemble, log_probs
 from pyllm.align.constitution import Checker, Constitution, Principle, conversation, evasive, helpful, read_constitution
-from pyllm.align.constitutional import (agreement_rate, answers, asked, compare, preferences, probabilities, question, revise, revisions,
-                                        sound)
+from pyllm.align.constitutional import (agreement_rate, answers, asked, choices, compare, preferences, probabilities, question, revise,
+                                        revisions, sound)
 from pyllm.errors import ConfigError, FormatError
 from pyllm.folders import build
 from pyllm.models import FAMILIES
@@ -177,6 +179,20 @@ def test_a_preference_for_a_place_cancels_out(small, tmp_path):
         each = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         logp.append(sum(each[len(context) - 1 + i, id] for i, id in enumerate(answer)))
     assert first == pytest.approx(1 / (1 + np.exp(logp[1] - logp[0])), rel=1e-4)
+
+
+@pytest.mark.parametrize("family, method", [("gpt2", None), ("llama", peft.LoRA(rank=2)), ("llama", peft.PrefixTuning(tokens=3))])
+def test_what_may_be_said_behind_a_context_read_once_has_the_bits_of_the_whole_text(family, method):
+    """Contexts that begin alike, one that is another's beginning; answers of unequal length; LoRA off, a prefix on."""
+    model = build(FAMILIES[family][0].from_sizes({"vocab_size": 50, "layers": 2, "heads": 2, "width": 16, "context": 64,
+                                                  "initializer_range": 0.3}), seed=0)
+    if method:
+        peft.inject(model, method, seed=1)
+    judge = WithoutAdapters(model) if isinstance(method, peft.LoRA) else model
+    contexts, said = [[3, 4, 5, 6, 7, 8], [3, 4, 5, 9, 1], [3, 4, 5, 6]], [[7], [9, 2, 5], [9, 2, 6, 1]]
+    rows = [(c, a) for c in contexts for a in said]
+    whole = log_probs(judge, assemble([c for c, _ in rows], [a for _, a in rows], np.zeros(9, bool)).batch())
+    assert np.array_equal(choices(judge, contexts, said).reshape(-1), whole.sum(1, dtype=np.float64))
 
 
 def test_comparisons_and_what_becomes_of_them(small):

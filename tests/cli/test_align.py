@@ -58,7 +58,7 @@ def pyllm_(here, verb, data, out, *more):
 
 
 def weights(run):
-    file, = [*run.glob("model/model.safetensors"), *run.glob("adapter/adapter_model.safetensors")]
+    file, *_ = [*run.glob("model/model.safetensors"), *run.glob("adapter/adapter_model.safetensors")]
     return {name: a.tobytes() for name, a in safetensors.read(file).items()}
 
 
@@ -218,6 +218,24 @@ def test_an_adapter_that_is_a_reward_keeps_its_head_and_its_scale(here, tmp_path
     assert pyllm_(here, "ppo", "prompts.jsonl", tmp_path / "p", "--reward", run, *POLICY, "--response-length", 6) == 0
 
 
+def test_a_reward_of_a_chat_learns_at_the_token_at_which_a_drawn_response_is_scored(here, tmp_path, monkeypatch):
+    """A template writes a sign behind the token that ends a turn; a drawn response ends with that token itself."""
+    model, tokenizer = pyllm.load(here / "talker")
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|endoftext|>~{% endfor %}"
+    pyllm.save(model, tokenizer, tmp_path / "chat")
+    turn = lambda role, text: [{"role": role, "content": text}]  # noqa: E731
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps({
+        "prompt": turn("user", f"film {i}"), "chosen": turn("assistant", KIND[i % 3]), "rejected": turn("assistant", UNKIND[i % 3])}) + "\n"
+        for i in range(12)))
+    seen = []
+    learn = preferences.learn
+    monkeypatch.setattr(preferences, "learn", lambda *args, **options: seen.append(args[5]) or learn(*args, **options))
+    assert main(["reward", "--model", str(tmp_path / "chat"), "--data", str(tmp_path / "chats.jsonl"), "--out", str(tmp_path / "r"),
+                 "--batch", "4"]) == 0
+    rows = [row for part in seen[0].values() for pair in part for row in pair]
+    assert len(rows) == 24 and {int(row.tokens[-1]) for row in rows} == {tokenizer.eos_id} and all(row.learned[-1] for row in rows)
+
+
 def test_ppo_against_a_learned_reward(here, tmp_path):
     assert pyllm_(here, "reward", "pairs.jsonl", tmp_path / "reward", *SHORT[:6]) == 0
     assert pyllm_(here, "ppo", "prompts.jsonl", tmp_path / "r", "--reward", tmp_path / "reward", *POLICY, "--response-length", 6) == 0
@@ -275,3 +293,12 @@ def test_a_constitution_runs_is_resumed_and_inspected(here, tmp_path, capsys):
     assert "critique  " in out and "better with probability" in out and "before" in out
     assert main([*arguments, "--out", str(tmp_path / "whole")]) == 3 and "--resume goes on" in capsys.readouterr().err
     assert main(["constitution", "inspect", str(here)]) == 3
+
+    taught = [*arguments[:-1], "--method", "ppo", "--rl-batch", "4", "--rl-lr", "1e-3", "--out"]  # --unsound: it has no value
+    more = ["--unsound", "--peft", "lora", "--rank", "2"]
+    assert main([*taught, str(tmp_path / "ppo"), *more]) == 0 and "aligned" in capsys.readouterr().out
+    lines = log(tmp_path / "ppo/aligned")
+    assert len(lines) == 3 and lines[0]["objective/kl"] == 0 and all(line["objective/scores_std"] > 0 for line in lines)
+    assert (tmp_path / "ppo/comparisons.jsonl").read_bytes() != (tmp_path / "whole/comparisons.jsonl").read_bytes()  # LoRA's answers
+    assert (tmp_path / "ppo/reward/adapter/adapter_config.json").is_file() and weights(tmp_path / "ppo/revised")
+    assert main([*taught, str(tmp_path / "no"), "--unsound", "--peft", "prefix"]) == 3 and "that can be merged" in capsys.readouterr().err
