@@ -153,7 +153,7 @@ struct Heads {
 
 AttentionArgs attention_args(const py::object& q, const py::object& k, const py::object& v, const py::object& out_, const py::object& lse,
                              const py::object& q_segments, const py::object& k_segments, const py::object& starts, const py::object& bias,
-                             index_t window, float scale, bool causal, bool bf16) {
+                             index_t window, float scale, bool causal, bool bf16, uint32_t drop, uint64_t key) {
     const Heads qh(q, "attention: q"), kh(k, "attention: k", false, true), vh(v, "attention: v", false, true);
     AttentionArgs g{};
     g.q = qh.data, g.k = kh.data, g.v = vh.data;
@@ -173,23 +173,23 @@ AttentionArgs attention_args(const py::object& q, const py::object& k, const py:
         g.bias_h = a.shape(1) == 1 ? 0 : g.tq * g.tk;
         g.bias_b = a.shape(0) == 1 ? 0 : a.shape(1) * g.tq * g.tk;
     }
-    g.window = window, g.scale = scale, g.causal = causal, g.bf16 = bf16;
+    g.window = window, g.scale = scale, g.causal = causal, g.bf16 = bf16, g.drop = drop, g.key = key;
     return g;
 }
 
 void attention(const py::object& q, const py::object& k, const py::object& v, const py::object& out_, const py::object& lse,
                const py::object& q_segments, const py::object& k_segments, const py::object& starts, const py::object& bias, index_t window,
-               float scale, bool causal, bool bf16) {
-    const AttentionArgs g = attention_args(q, k, v, out_, lse, q_segments, k_segments, starts, bias, window, scale, causal, bf16);
+               float scale, bool causal, bool bf16, uint32_t drop, uint64_t key) {
+    AttentionArgs g = attention_args(q, k, v, out_, lse, q_segments, k_segments, starts, bias, window, scale, causal, bf16, drop, key);
     py::gil_scoped_release release;
     active->attention(g);
 }
 
 void attention_vjp(const py::object& dout, const py::object& q, const py::object& k, const py::object& v, const py::object& out_,
                    const py::object& lse, const py::object& q_segments, const py::object& k_segments, const py::object& starts,
-                   const py::object& bias, index_t window, float scale, bool causal, bool bf16, const py::object& dq, const py::object& dk,
-                   const py::object& dv, const py::object& dbias) {
-    AttentionArgs g = attention_args(q, k, v, out_, lse, q_segments, k_segments, starts, bias, window, scale, causal, bf16);
+                   const py::object& bias, index_t window, float scale, bool causal, bool bf16, uint32_t drop, uint64_t key,
+                   const py::object& dq, const py::object& dk, const py::object& dv, const py::object& dbias) {
+    AttentionArgs g = attention_args(q, k, v, out_, lse, q_segments, k_segments, starts, bias, window, scale, causal, bf16, drop, key);
     g.dout = in(dout, "attention_vjp: dout");
     const Heads dqh(dq, "attention_vjp: dq", true), dkh(dk, "attention_vjp: dk", true), dvh(dv, "attention_vjp: dv", true);
     g.dq = dqh.data, g.dk = dkh.data, g.dv = dvh.data;
@@ -252,12 +252,12 @@ void add(Object a, Object b, Object y) {
     active->add(pa, pb, to, n);
 }
 
-void dropout(Object x, Object y, uint32_t threshold, float scale, uint64_t key) {
+void dropout(Object x, Object y, uint32_t threshold, uint64_t key, float scale) {
     const float* from = in(x, "dropout: x");
     float* to = out(y, "dropout: out");
     const index_t n = size(y);
     py::gil_scoped_release release;
-    active->dropout(from, to, n, threshold, scale, key);
+    active->dropout(from, to, n, threshold, key, scale);
 }
 
 // ---- norms ----

@@ -52,6 +52,8 @@ struct AttentionArgs {
     float scale;
     bool causal;
     bool bf16;  // operands of the products rounded to bfloat16, sums in float32
+    uint32_t drop;  // of the probabilities of query i of head h in entry b those are 0 whose word is below it, the others divided by
+    uint64_t key;   // 1 - drop / 2^32; key j has word 2^32 ((b H + h) Tq + i) + j of `key`, see dropout; 0: none
     // vjp only
     const float* dout;     // (B, Tq, H, D) dense
     float *dq, *dk, *dv;   // laid out like q, k, v with the strides below; written, not added to
@@ -88,7 +90,7 @@ struct Kernels {
     void (*glu_vjp)(const float* dy, const float* gate, const float* up, float* dgate, float* dup, index_t n, Activation act);
     void (*column_sum)(const float* x, float* y, index_t n, index_t c);  // x:(n, c)
     void (*add)(const float* a, const float* b, float* y, index_t n);
-    void (*dropout)(const float* x, float* y, index_t n, uint32_t threshold, float scale, uint64_t key);
+    void (*dropout)(const float* x, float* y, index_t n, uint32_t threshold, uint64_t key, float scale);
 
     // ---- norms: n rows of c ----
     void (*layer_norm)(const float* x, const float* w, const float* b, float* y, float* mean, float* rstd, index_t n, index_t c, float eps);

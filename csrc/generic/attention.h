@@ -64,7 +64,8 @@ struct KeyTile {  // keys [key, key + n) and their segments, padded to whole vec
     const int32_t* segments = nullptr;
     int32_t least = 0, most = 0;
 
-    KeyTile(const AttentionArgs& g, index_t b, index_t key, index_t n, int32_t* copy) : key(key), n(n) {
+    KeyTile(const AttentionArgs& g, index_t b, index_t key, index_t n, int32_t* copy, float* words) : key(key), n(n) {
+        for (index_t j = 0; g.drop && j < n; j += W) store(words + j, reinterpret_cast<V>(drawn_low(uint32_t(key + j), g.key)));
         if (!g.k_segments) return;
         const int32_t* from = g.k_segments + b * g.tk + key;
         const auto [low, high] = std::minmax_element(from, from + n);
@@ -96,12 +97,6 @@ static View view(const Extent& e, const KeyTile& t) {
     return s.empty() ? View{} : s;
 }
 
-INLINE VI lane_numbers() {
-    VI x;
-    for (int i = 0; i < W; ++i) x[i] = i;
-    return x;
-}
-
 struct Mask {  // which columns of a key tile a row sees
     int32_t lo, hi, segment;
     const int32_t* segments;  // of the tile, where they matter
@@ -113,10 +108,22 @@ struct Mask {  // which columns of a key tile a row sees
 
     bool shows_all(index_t j) const { return !segments && lo <= j && j + W <= hi; }  // of the columns j, ..., j + W - 1
     VI operator()(index_t j) const {
-        const VI key = lane_numbers() + int32_t(j), seen = (key >= lo) & (key < hi);
+        const VI key = VI(lane_numbers()) + int32_t(j), seen = (key >= lo) & (key < hi);
         return segments ? seen & (*reinterpret_cast<const VIMem*>(segments + j) == segment) : seen;
     }
 };
+
+// Dropout of a row's probabilities. What a word owes to its key is made once for a tile, what it owes to its row is a number.
+struct Kept {
+    const float* words;  // of the keys of a tile
+    uint32_t drop, row;
+    Kept() = default;
+    Kept(const AttentionArgs& g, index_t b, index_t h, index_t i, const float* words)
+        : words(words), drop(g.drop), row(drawn_high(uint32_t((b * g.h + h) * g.tq + i), g.key)) {}
+    // x for the columns j, ... that are kept, 0 for the others.
+    V operator()(V x, index_t j) const { return drawn_keep(reinterpret_cast<VU>(load(words + j)), row, drop) ? x : V{}; }
+};
+INLINE float kept_scale(const AttentionArgs& g) { return float(1 / (1 - g.drop * 0x1p-32)); }
 
 // ---- pieces ----
 
@@ -189,7 +196,7 @@ struct Forward {  // a task: query rows of some heads that share their keys
     const AttentionArgs& g;
     index_t b, kv_head, head, query, queries, rows;  // row r: head + r / queries, query + r % queries
     index_t dp, q_row;
-    float *q, *keys, *values, *copy, *scores;
+    float *q, *keys, *values, *copy, *scores, *words;
     int32_t* segments;
     Extent* extents;
     View* views;
@@ -207,6 +214,7 @@ struct Forward {  // a task: query rows of some heads that share their keys
         values = c.take<float>(KEYS * dp);
         copy = c.take<float>(KEYS * dp);
         scores = c.take<float>(QUERIES * KEYS);
+        words = c.take<float>(KEYS);
         segments = c.take<int32_t>(KEYS + W);
         extents = c.take<Extent>((rows + GROUP - 1) / GROUP);
         views = c.take<View>((rows + GROUP - 1) / GROUP);
@@ -238,7 +246,7 @@ struct Forward {  // a task: query rows of some heads that share their keys
     }
 
     void key_tile(index_t key, index_t n, Sums& to) {
-        const KeyTile t(g, b, key, n, segments);
+        const KeyTile t(g, b, key, n, segments, words);
         bool seen = false;
         for (index_t r = 0; r < rows; r += GROUP) {
             views[r / GROUP] = view(extents[r / GROUP], t);
@@ -284,7 +292,8 @@ struct Forward {  // a task: query rows of some heads that share their keys
             const View& s = views[(r + i) / GROUP];
             if (s.empty()) continue;
             const float most = to.top[r + i];
-            const V added = exponentials(s, scores + i * KEYS, most == -__builtin_inff() ? 0.0f : most);
+            const Kept kept(g, b, head_of(r + i), query_of(r + i), words);
+            const V added = exponentials(s, scores + i * KEYS, most == -__builtin_inff() ? 0.0f : most, kept);
             float *sums = to.total + (r + i) * W, *o = to.o + (r + i) * dp;
             store(sums, load(sums) * alpha[i] + added);
             if (alpha[i] != 1.0f)
@@ -311,16 +320,18 @@ struct Forward {  // a task: query rows of some heads that share their keys
         return max_lane(most);
     }
 
-    INLINE V exponentials(const View& s, float* x, float top) {
+    INLINE V exponentials(const View& s, float* x, float top, const Kept& kept) {
         const V shift = splat(top);
         V added{};
         for (index_t j = s.first(); j < s.last(); j += PAIRS ? 2 * W : W) {
-            const V p = exp2_of_negative(load(x + j) - shift);
+            V p = exp2_of_negative(load(x + j) - shift);
             added = added + p;
+            if (kept.drop) p = kept(p, j);
             if constexpr (PAIRS) {
                 V next{};
                 if (j + W < s.last()) next = exp2_of_negative(load(x + j + W) - shift);
                 added = added + next;
+                if (kept.drop && j + W < s.last()) next = kept(next, j + W);
                 store(x + j / 2, reinterpret_cast<V>(bf16_row(p, next)));
             } else {
                 store(x + j, p);
@@ -341,6 +352,7 @@ struct Forward {  // a task: query rows of some heads that share their keys
     }
 
     void write(const Sums& from) const {
+        const float scale = kept_scale(g);
         float *all = from.total, *lse = from.top;  // (rows,): the sums of lanes
         for (index_t r = 0; r < rows; ++r) all[r] = sum(load(from.total + r * W));
         for (index_t r = 0; r < rows; r += W) {
@@ -352,7 +364,7 @@ struct Forward {  // a task: query rows of some heads that share their keys
             float* out = g.out + ((b * g.tq + query) * g.h + head + h) * g.d;
             for (index_t i = 0; i < queries; ++i) {
                 const index_t r = h * queries + i;
-                const float factor = all[r] == 0.0f ? 0.0f : 1.0f / all[r];
+                const float factor = all[r] == 0.0f ? 0.0f : 1.0f / all[r] * scale;
                 fetch<true>(out, g.h * g.d, i + AHEAD, queries, g.d);
                 for (index_t j = 0; j < g.d; j += W)
                     store_n(out + i * g.h * g.d + j, load(from.o + r * dp + j) * factor, std::min<index_t>(W, g.d - j));

@@ -24,6 +24,7 @@ struct Backward {
     float *p, *ds;                         // (VJP_QUERIES, VJP_KEYS); of pairs: along keys
     float *p_pairs, *ds_pairs;             // along queries
     float *dk, *dv, *delta, *lse;          // (VJP_KEYS, dp); (Tq,), lse in units of log 2
+    float* words;                          // (VJP_KEYS,): see Kept
     int32_t* segments;
     Extent* extents;
     bool* begun;  // dq of this group of queries holds something
@@ -57,6 +58,7 @@ struct Backward {
         dv = c.take<float>(VJP_KEYS * dp);
         delta = c.take<float>(g.tq);
         lse = c.take<float>(g.tq);
+        words = c.take<float>(VJP_KEYS);
         segments = c.take<int32_t>(VJP_KEYS + W);
         extents = c.take<Extent>((g.tq + GROUP - 1) / GROUP);
         begun = c.take<bool>((g.tq + GROUP - 1) / GROUP);
@@ -81,7 +83,7 @@ struct Backward {
             begun[i / GROUP] = false;
         }
         for (index_t key = begin; key < end; key += VJP_KEYS) {
-            const KeyTile t(g, b, key, std::min(VJP_KEYS, end - key), segments);
+            const KeyTile t(g, b, key, std::min(VJP_KEYS, end - key), segments, words);
             for (index_t i = 0; i < t.n; ++i) {
                 fetch<true>(dk_out + key * dk_row, dk_row, i, t.n, g.d);
                 fetch<true>(dv_out + key * dv_row, dv_row, i, t.n, g.d);
@@ -154,15 +156,22 @@ struct Backward {
         const View& s = views[r / GROUP];
         if (s.empty()) return;
         constexpr int ROWS = PAIRS ? 2 : 1;
+        const bool drops = g.drop != 0;
+        const float scale = kept_scale(g);
         Mask mask[ROWS];
+        Kept kept[ROWS];
         const float* bias[ROWS];
         for (index_t m = 0; m < n; ++m) {
             mask[m] = Mask(sight(g, b, i + m), t, s);
+            kept[m] = Kept(g, b, h, i + m, words);
             bias[m] = bias_row(g, b, h, i + m, t.key);
         }
         const auto one = [&](index_t m, index_t j, V& y, V& dy) {
             y = exp2_of_negative(biased(load(p + (r + m) * VJP_KEYS + j), j, bias[m], t.n) - lse[i + m]);
-            dy = y * (load(ds + (r + m) * VJP_KEYS + j) - delta[i + m]);
+            dy = load(ds + (r + m) * VJP_KEYS + j);
+            if (drops) dy = kept[m](dy * scale, j);
+            dy = y * (dy - delta[i + m]);
+            if (drops) y = kept[m](y * scale, j);
             if (!mask[m].shows_all(j)) {
                 const VI shown = mask[m](j);
                 y = shown ? y : V{};

@@ -115,14 +115,21 @@ INLINE VU mix(VU h) {  // a 32-bit finaliser
     return h ^ (h >> 16);
 }
 
-// Element i is kept where word i of the counter-based generator is at least `threshold`.
-static void dropout(const float* x, float* y, index_t n, uint32_t threshold, float scale, uint64_t key) {
-    VU lane;
-    for (int i = 0; i < W; ++i) lane[i] = uint32_t(i);
-    each(n, [=](index_t j, index_t lanes) {  // j is a multiple of W: the upper half of the counter is the same in all lanes
-        const VU low = lane + uint32_t(j);
-        const VU bits = mix(mix(low * 0x9E3779B1u + uint32_t(key)) ^ (uint32_t(key >> 32) ^ uint32_t(uint64_t(j) >> 32) * 0x85EBCA77u));
-        const VI keep = VI(bits >= threshold + VU{});
+INLINE VU lane_numbers() {
+    VU x;
+    for (int i = 0; i < W; ++i) x[i] = uint32_t(i);
+    return x;
+}
+
+// Words of the counter-based generator: of W neighbouring counters from `low` on, their upper halves `high` all the same.
+INLINE VU drawn_low(uint32_t low, uint64_t key) { return mix((lane_numbers() + low) * 0x9E3779B1u + uint32_t(key)); }
+INLINE uint32_t drawn_high(uint32_t high, uint64_t key) { return uint32_t(key >> 32) ^ high * 0x85EBCA77u; }
+INLINE VI drawn_keep(VU low, uint32_t high, uint32_t threshold) { return VI(mix(low ^ high) >= threshold + VU{}); }
+
+// Element i is kept where word i is at least `threshold`.
+static void dropout(const float* x, float* y, index_t n, uint32_t threshold, uint64_t key, float scale) {
+    each(n, [=](index_t j, index_t lanes) {  // j is a multiple of W
+        const VI keep = drawn_keep(drawn_low(uint32_t(j), key), drawn_high(uint32_t(uint64_t(j) >> 32), key), threshold);
         store_n(y + j, load_n(x + j, lanes) * (keep ? splat(scale) : V{}), lanes);
     });
 }

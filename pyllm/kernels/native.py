@@ -61,6 +61,13 @@ def expect(ok, text):
         raise ValueError(text())
 
 
+def _drawn(name, p, key):
+    """-> what a kernel takes of a probability and a key to draw from: words below p * 2^32 drop."""
+    expect(0 <= p < 1 and round(p * 2**32) < 2**32, lambda: f"{name}: dropout p={p!r}, expected 0 <= p < 1")
+    expect(0 <= key < 2**64, lambda: f"{name}: dropout key={key!r}, expected 0 <= key < 2^64")
+    return round(p * 2**32), int(key)
+
+
 @float32
 def matmul(a, b, *, ta=False, tb=False, bias=None, act=None, residual=None, out=None, accumulate=False, reduced=False):
     a, b = dense(a), dense(b)
@@ -136,7 +143,7 @@ def _heads(x, spread=False):
     return x if ok else np.require(x, requirements="CA")
 
 
-def _attention_args(name, q, k, v, causal, window, segments, starts, bias, scale, reduced):
+def _attention_args(name, q, k, v, causal, window, segments, starts, bias, scale, dropout, key, reduced):
     """Checks -> (q, k, v), and the arguments behind out and lse."""
     expect(q.ndim == k.ndim == v.ndim == 4, lambda: f"{name}: q {q.shape}, k {k.shape}, v {v.shape}; expected (B, T, H, D) each")
     (b, tq, h, d), (tk, hkv) = q.shape, k.shape[1:3]
@@ -154,12 +161,12 @@ def _attention_args(name, q, k, v, causal, window, segments, starts, bias, scale
     q_segments, k_segments = (None, None) if segments is None else map(dense, segments)
     scale = d**-0.5 if scale is None else float(scale)
     masks = q_segments, k_segments, dense(starts), dense(bias)
-    return (_heads(q), _heads(k, True), _heads(v, True)), (*masks, min(window, 2**31), scale, causal, reduced)
+    return (_heads(q), _heads(k, True), _heads(v, True)), (*masks, min(window, 2**31), scale, causal, reduced, *_drawn(name, dropout, key))
 
 
 @float32
-def attention(q, k, v, *, causal=True, window=0, segments=None, starts=None, bias=None, scale=None, reduced=False):
-    qkv, args = _attention_args("attention", q, k, v, causal, window, segments, starts, bias, scale, reduced)
+def attention(q, k, v, *, causal=True, window=0, segments=None, starts=None, bias=None, scale=None, dropout=0.0, key=0, reduced=False):
+    qkv, args = _attention_args("attention", q, k, v, causal, window, segments, starts, bias, scale, dropout, key, reduced)
     b, tq, h, d = q.shape
     out, lse = empty(q.shape), empty((b, h, tq))
     _C.attention(*qkv, out, lse, *args)
@@ -167,9 +174,9 @@ def attention(q, k, v, *, causal=True, window=0, segments=None, starts=None, bia
 
 
 @float32
-def attention_vjp(dout, q, k, v, out, lse, *, causal=True, window=0, segments=None, starts=None, bias=None, scale=None, reduced=False,
-                  need_bias=False, out_grads=None):
-    qkv, args = _attention_args("attention_vjp", q, k, v, causal, window, segments, starts, bias, scale, reduced)
+def attention_vjp(dout, q, k, v, out, lse, *, causal=True, window=0, segments=None, starts=None, bias=None, scale=None, dropout=0.0,
+                  key=0, reduced=False, need_bias=False, out_grads=None):
+    qkv, args = _attention_args("attention_vjp", q, k, v, causal, window, segments, starts, bias, scale, dropout, key, reduced)
     expect(dout.shape == out.shape == q.shape,
            lambda: f"attention_vjp: dout {dout.shape}, out {out.shape}; expected {q.shape}, the shape of q")
     expect(lse.shape == (q.shape[0], q.shape[2], q.shape[1]),
@@ -263,10 +270,8 @@ random_bits = reference.random_bits
 
 @float32
 def dropout(x, p, key):
-    expect(0 <= p < 1 and round(p * 2**32) < 2**32, lambda: f"dropout: p={p!r}, expected 0 <= p < 1")
-    expect(0 <= key < 2**64, lambda: f"dropout: key={key!r}, expected 0 <= key < 2^64")
     y = empty(x.shape)
-    _C.dropout(dense(x), y, round(p * 2**32), 1 / (1 - p), int(key))
+    _C.dropout(dense(x), y, *_drawn("dropout", p, key), 1 / (1 - p))
     return y
 
 

@@ -102,8 +102,8 @@ def pairs(q, k, causal=True, window=0, segments=None, starts=None):
     return float((np.minimum(seen, window) if window else seen).sum())
 
 
-def _attention(products, q, k, scale=None, bias=None, need_bias=False, out_grads=None, **mask):
-    return 2.0 * products * q.shape[2] * q.shape[3] * pairs(q, k, **{n: v for n, v in mask.items() if n != "reduced"})
+def _attention(products, q, k, causal=True, window=0, segments=None, starts=None, **options):
+    return 2.0 * products * q.shape[2] * q.shape[3] * pairs(q, k, causal, window, segments, starts)
 
 
 def _matmul(result, a, b, *, tb=False, **options):

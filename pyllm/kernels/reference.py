@@ -132,23 +132,25 @@ def add(a, b, out=None):
     return np.add(a, b, out=out)
 
 
-def random_bits(key, n, start=0):
-    """(n,) uint32: bits start..start+n of the counter-based generator with a 64-bit key: two rounds of a 32-bit finaliser."""
+def random_bits(key, counters):
+    """counters:(...) uint64 -> (...) uint32: words of the counter-based generator with a 64-bit key, two rounds of a 32-bit finaliser."""
     def mix(h):
         h = (h ^ (h >> np.uint32(16))) * np.uint32(0x7FEB352D)
         h = (h ^ (h >> np.uint32(15))) * np.uint32(0x846CA68B)
         return h ^ (h >> np.uint32(16))
 
-    i = np.arange(start, start + n, dtype=np.uint64)
-    low, high = i.astype(np.uint32), (i >> np.uint64(32)).astype(np.uint32)
+    low, high = counters.astype(np.uint32), (counters >> np.uint64(32)).astype(np.uint32)
     h = mix(low * np.uint32(0x9E3779B1) + np.uint32(key & 0xFFFFFFFF))
     return mix(h ^ np.uint32(key >> 32) ^ high * np.uint32(0x85EBCA77))
 
 
 def dropout(x, p, key):
     """x -> x * mask / (1 - p); element i is kept where bit word i of `key` >= p * 2^32. Its own vjp: the mask is never stored."""
-    keep = random_bits(key, x.size).reshape(x.shape) >= np.uint32(round(p * 2**32))
-    return x * keep * x.dtype.type(1 / (1 - p))
+    return x * _keep(np.arange(x.size, dtype=np.uint64).reshape(x.shape), p, key) * x.dtype.type(1 / (1 - p))
+
+
+def _keep(counters, p, key):
+    return random_bits(key, counters) >= np.uint32(round(p * 2**32))
 
 
 # ---- norms -----------------------------------------------------------------------------------------------------------
@@ -256,37 +258,40 @@ def attention_mask(q, k, causal, window, segments, starts):
     return allowed
 
 
-def attention(q, k, v, *, causal=True, window=0, segments=None, starts=None, bias=None, scale=None, reduced=False):
+def attention(q, k, v, *, causal=True, window=0, segments=None, starts=None, bias=None, scale=None, dropout=0.0, key=0, reduced=False):
     """q:(B, Tq, H, D) k, v:(B, Tk, Hkv, D) -> out:(B, Tq, H, D), lse:(B, H, Tq). Vaswani et al. 2017; GQA: Ainslie et al. 2023.
 
     H a multiple of Hkv. segments: (q:(B, Tq), k:(B, Tk)) int32, 0 = padding, equal numbers see each other. window: exactly that many
     keys, the query's own included (both sides without causal). starts:(B,) int64, key index of each row's first query. bias: added to
     the scaled scores, (1 or B, 1 or H, Tq, Tk). scale: default D^-0.5. A query with nothing to attend to gives out 0 and lse -inf.
-    reduced: the factors of every product are rounded to bfloat16, sums and exponentials are not.
+    dropout: the probability of key j for query i of head h in entry b is kept where word 2^32 ((b H + h) Tq + i) + j of `key` is at least
+    dropout * 2^32, then times 1 / (1 - dropout). reduced: the factors of every product are rounded to bfloat16, sums and exponentials are
+    not.
     """
     cut = bf16 if reduced else lambda x: x
     s = _scores(cut(q), cut(k), causal, window, segments, starts, bias, scale)
     top = s.max(-1, keepdims=True, initial=-np.inf)
     e = np.exp(s - np.where(np.isneginf(top), 0, top))
     total = e.sum(-1, keepdims=True)
-    p = cut(e) / np.where(total == 0, 1, total)
+    p = cut(e) / np.where(total == 0, 1, total) * _kept(e, dropout, key)
     with np.errstate(divide="ignore"):
         lse = (np.log(total) + top)[..., 0]
     return np.einsum("bhqk,bkhd->bqhd", p, _groups(cut(v), q)), lse
 
 
-def attention_vjp(dout, q, k, v, out, lse, *, causal=True, window=0, segments=None, starts=None, bias=None, scale=None, reduced=False,
-                  need_bias=False, out_grads=None):
+def attention_vjp(dout, q, k, v, out, lse, *, causal=True, window=0, segments=None, starts=None, bias=None, scale=None, dropout=0.0,
+                  key=0, reduced=False, need_bias=False, out_grads=None):
     """-> dq, dk, dv, dbias (None without need_bias). out_grads: (dq, dk, dv) to write into, views of a fused array if need be."""
     cut = bf16 if reduced else lambda x: x
     q, k, v, rounded = cut(q), cut(k), cut(v), cut(dout)
     s = _scores(q, k, causal, window, segments, starts, bias, scale)
-    p = np.exp(s - np.where(np.isneginf(lse), 0, lse)[..., None])  # forward: out = p @ v
-    dp = np.einsum("bqhd,bkhd->bhqk", rounded, _groups(v, q))
+    p = np.exp(s - np.where(np.isneginf(lse), 0, lse)[..., None])
+    kept = _kept(p, dropout, key)  # forward: out = (p * kept) @ v
+    dp = np.einsum("bqhd,bkhd->bhqk", rounded, _groups(v, q)) * kept
     ds = p * (dp - np.einsum("bqhd,bqhd->bhq", dout, out)[..., None])
     c = q.dtype.type(q.shape[-1] ** -0.5 if scale is None else scale)  # forward: s = c * q @ k^T + bias
     dq = c * np.einsum("bhqk,bkhd->bqhd", cut(ds), _groups(k, q))
-    dk, dv = c * np.einsum("bhqk,bqhd->bkhd", cut(ds), q), np.einsum("bhqk,bqhd->bkhd", cut(p), rounded)
+    dk, dv = c * np.einsum("bhqk,bqhd->bkhd", cut(ds), q), np.einsum("bhqk,bqhd->bkhd", cut(p * kept), rounded)
     split = (*k.shape[:3], q.shape[2] // k.shape[2], k.shape[3])
     dbias = None
     if need_bias:
@@ -296,6 +301,15 @@ def attention_vjp(dout, q, k, v, out, lse, *, causal=True, window=0, segments=No
         for target, grad in zip(out_grads, grads):
             target[...] = grad
     return *grads, dbias
+
+
+def _kept(p, dropout, key):
+    """p:(B, H, Tq, Tk) -> what its elements are multiplied with: 0, or 1 / (1 - dropout)."""
+    if not dropout:
+        return p.dtype.type(1)
+    b, h, tq, tk = p.shape
+    lines = np.arange(b * h * tq, dtype=np.uint64).reshape(b, h, tq, 1) << np.uint64(32)
+    return _keep(lines + np.arange(tk, dtype=np.uint64), dropout, key) * p.dtype.type(1 / (1 - dropout))
 
 
 def _groups(k, q):

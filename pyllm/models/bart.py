@@ -32,7 +32,7 @@ class BartConfig(Config):
     max_position_embeddings: int = 1024
     activation_function: str = "gelu"
     dropout: float = 0.1
-    attention_dropout: float = 0.0  # of attention weights: they are held then, (B, H, T, T)
+    attention_dropout: float = 0.0  # of attention weights
     activation_dropout: float = 0.0
     scale_embedding: bool = False  # token embeddings times d_model^0.5
     init_std: float = 0.02

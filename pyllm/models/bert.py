@@ -25,7 +25,7 @@ class BertConfig(Config):
     intermediate_size: int = 3072
     hidden_act: str = "gelu"
     hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1  # of attention weights: they are held then, (B, H, T, T)
+    attention_probs_dropout_prob: float = 0.1  # of attention weights
     classifier_dropout: float | None = None  # hidden_dropout_prob
     max_position_embeddings: int = 512
     type_vocab_size: int = 2

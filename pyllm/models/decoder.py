@@ -28,7 +28,7 @@ class DecoderConfig(Config):
     rope_theta: float = 10000.0
     rope_scaling: dict | None = None  # see nn/rotary.py
     initializer_range: float = 0.02
-    attention_dropout: float = 0.0  # of attention weights: they are held then, (B, H, T, T)
+    attention_dropout: float = 0.0  # of attention weights
     tie_word_embeddings: bool = False
     dropout: float = 0.0  # on the residual branches; not a key of the checkpoint's library
     extra: dict = field(default_factory=dict)

@@ -29,7 +29,7 @@ class GPT2Config(Config):
     layer_norm_epsilon: float = 1e-5
     embd_pdrop: float = 0.0
     resid_pdrop: float = 0.0
-    attn_pdrop: float = 0.0  # of attention weights: they are held then, (B, H, T, T)
+    attn_pdrop: float = 0.0  # of attention weights
     initializer_range: float = 0.02
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
@@ -61,8 +61,8 @@ class Attention(Module):
     def __call__(self, x, bias, at, segments, cache, rng):
         """x:(B, T, C) -> (B, T, C), before the output projection."""
         qkv = self.c_attn(x)
-        if cache is None and bias is None and self.rotary is None and not virtual.size(self.prefix) and (rng is None or self.p == 0):
-            return ops.attention_packed(qkv, heads=self.heads, kv_heads=self.heads, segments=segments, scale=self.scale)
+        if cache is None and bias is None and self.rotary is None and not virtual.size(self.prefix):
+            return ops.attention_packed(qkv, heads=self.heads, kv_heads=self.heads, segments=segments, scale=self.scale, p=self.p, rng=rng)
         c, d = x.shape[2], x.shape[2] // self.heads
         q, k, v = (split(qkv[:, :, i : i + c], d) for i in (0, c, 2 * c))
         if self.rotary is not None:

@@ -27,10 +27,8 @@ def attend(q, k, v, bias=None, *, causal=True, window=0, segments=None, cache=No
         if bias is not None:  # as wide as the keys there are, not as the room for them
             k, v = k[:, : bias.shape[3]], v[:, : bias.shape[3]]
         out = ops.attention(q, k, v, bias, causal=causal, window=window, starts=cache.starts, scale=scale)
-    elif rng is None or p == 0:
-        out = ops.attention(q, k, v, bias, causal=causal, window=window, segments=segments, scale=scale)
     else:
-        out = ops.attention_with_dropout(q, k, v, bias, p=p, rng=rng, causal=causal, window=window, segments=segments, scale=scale)
+        out = ops.attention(q, k, v, bias, causal=causal, window=window, segments=segments, scale=scale, p=p, rng=rng)
     return out.reshape(*q.shape[:2], -1)
 
 

@@ -152,6 +152,10 @@ VARIANTS = {  # label -> (B, Tq, Tk, H, Hkv, D), options
     "behind-a-cache": ((1, 2, 6, 2, 1, 2), {}),
     "starts": ((2, 2, 5, 1, 1, 2), dict(starts=np.array([1, 3]))),
     "scale": ((1, 3, 3, 1, 1, 4), dict(scale=0.3)),
+    "dropout": ((2, 5, 5, 2, 2, 3), dict(p=0.3, rng=Rng(3))),
+    "dropout-grouped-window": ((1, 7, 7, 4, 2, 2), dict(p=0.3, rng=Rng(4), window=3)),
+    "dropout-open-segments": ((2, 5, 5, 2, 1, 2), dict(p=0.3, rng=Rng(5), segments=SEGMENTS, causal=False)),
+    "dropout-cross": ((2, 3, 6, 2, 2, 3), dict(p=0.3, rng=Rng(6), causal=False)),
     "one": ((1, 1, 1, 1, 1, 1), {}),
     "none": ((0, 3, 3, 1, 1, 2), {}),
 }

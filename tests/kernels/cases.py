@@ -142,6 +142,7 @@ def packed(format, vjp=False, **options):
 
 
 MASKS = ({}, {"causal": False, "segments": True}, {"window": 50, "starts": True}, {"bias": True, "causal": False})
+DROPOUT = {"dropout": 0.2, "key": 2**63 + 12345}
 SHAPED = [
     *(Case("matmul", product(ta, tb), () if ta else (0,), rtol=2e-6) for ta in (False, True) for tb in (False, True)),
     Case("matmul", product(tb=True, bias=lambda r, n: x(r, 67), act=lambda r, n: "gelu"), (0,), (0, 1), rtol=2e-6),
@@ -153,6 +154,8 @@ SHAPED = [
     *(Case("linear_vjp", packed(f, vjp=True), (0,), rtol=2e-6) for f in FORMATS),
     *(Case("attention", attention(**mask), (0, 1, 2), (0, 1), rtol=2e-6) for mask in MASKS),
     *(Case("attention_vjp", attention(vjp=True, **mask), (0, 1, 2, 3, 4, 5), (0, 1, 2), rtol=5e-6) for mask in MASKS),
+    Case("attention", attention(**DROPOUT), (), (0, 1), rtol=2e-6),  # a row's mask is of its place in the batch
+    Case("attention_vjp", attention(vjp=True, bias=True, **DROPOUT), (), (0, 1, 2), rtol=5e-6),
     *(Case("rope", lambda r, n, c: (x(r, n, 30, 3, 26), x(r, 99, 12), x(r, 99, 12), r.integers(0, 99, (n, 30)).astype(np.int32)), (0, 3),
            kwargs={"interleaved": i}, rtol=1e-6) for i in (False, True)),
 ]
@@ -160,6 +163,8 @@ SHAPED = [
 ROUNDED = [
     *(Case("attention", attention(reduced=True, **mask), (0, 1, 2), (0, 1)) for mask in MASKS),
     *(Case("attention_vjp", attention(vjp=True, reduced=True, **mask), (0, 1, 2, 3, 4, 5), (0, 1, 2)) for mask in MASKS),
+    Case("attention", attention(reduced=True, **DROPOUT), (), (0, 1)),
+    Case("attention_vjp", attention(vjp=True, reduced=True, **DROPOUT), (), (0, 1, 2)),
     Case("linear_cross_entropy", lambda r, n, c: (x(r, n, 24), x(r, c, 24), x(r, c), ids(r, n, c, -1)), (0, 3), (0, 1),
          {"need": (True, True, True), "reduced": True}),
 ]

@@ -25,10 +25,10 @@ def _restore():
     K.set_num_threads(threads)
 
 
-def draw(rng, b, tq, tk, h, hkv, d, *, causal=True, window=0, segments=False, starts=False, bias=None):
+def draw(rng, b, tq, tk, h, hkv, d, *, causal=True, window=0, segments=False, starts=False, bias=None, dropout=0.0):
     """-> q, k, v, dout float32 and the options of a call."""
     q, k, v, dout = (rng.standard_normal((b, t, heads, d), np.float32) for t, heads in ((tq, h), (tk, hkv), (tk, hkv), (tq, h)))
-    options = dict(causal=causal, window=window)
+    options = dict(causal=causal, window=window, **(dict(dropout=dropout, key=int(rng.integers(2**63))) if dropout else {}))
     if segments:
         options["segments"] = tuple(np.sort(rng.integers(0, 4, (b, t)), axis=1).astype(np.int32) for t in (tq, tk))
     if starts:
@@ -64,7 +64,7 @@ def check(q, k, v, dout, options, need_bias=False, reduced=False, wants=None):
             assert got is None
             continue
         assert got.shape == exact.shape and got.dtype == np.float32, name
-        size = np.abs(exact).max(initial=q.shape[-1] ** 0.5)  # of the sums over D whose difference may be 0
+        size = np.abs(exact).max(initial=np.abs(v).max(initial=1.0) * q.shape[-1] ** 0.5)  # of the sums over D whose difference may be 0
         np.testing.assert_allclose(got / size, exact / size, atol=bound, rtol=0, err_msg=name)
     return out, lse, *grads
 
@@ -86,7 +86,8 @@ def test_matches_the_reference(isa, data):
     bias = pick(st.sampled_from([None, "", "b", "h", "bh"]))
     args = draw(np.random.default_rng(pick(st.integers(0, 99))), pick(st.integers(1, 2)), tq, pick(st.sampled_from([tq, tk])),
                 hkv * pick(st.sampled_from([1, 2, 3])), hkv, pick(SIZES), causal=pick(st.booleans()),
-                window=pick(st.sampled_from([0, 0, 1, 2, 7, 100])), segments=pick(st.booleans()), starts=pick(st.booleans()), bias=bias)
+                window=pick(st.sampled_from([0, 0, 1, 2, 7, 100])), segments=pick(st.booleans()), starts=pick(st.booleans()), bias=bias,
+                dropout=pick(st.sampled_from([0.0, 0.0, 0.1, 0.6])))
     check(*args, need_bias=bias is not None, reduced=pick(st.booleans()))
 
 
@@ -131,7 +132,7 @@ def test_more_keys_than_one_task_of_the_vjp(isa):
 
 
 @pytest.mark.parametrize("options", [dict(causal=True), dict(causal=False, window=2), dict(segments=True, bias="bh"), dict(bias="b"),
-                                     dict(bias="h")], ids=str)
+                                     dict(bias="h"), dict(bias="b", dropout=0.4), dict(causal=False, segments=True, dropout=0.1)], ids=str)
 def test_reference_vjp_is_the_derivative(options):
     rng = np.random.default_rng(2)
     q, k, v, dout, options = draw(rng, 2, 4, 5, 4, 2, 3, **options)

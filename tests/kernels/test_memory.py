@@ -17,11 +17,17 @@ outputs = h.nbytes + w.nbytes"""  # the (N, V) logits would be 103 MB
 ATTENTION = """
 q, k, v, dout, out = (draw(1, 8192, 8, 64) for _ in range(5))
 lse = np.full((1, 8, 8192), 9.0, np.float32)
-run = lambda: K.attention_vjp(dout, q, k, v, out, lse, window=2048)
+run = lambda: K.attention_vjp(dout, q, k, v, out, lse, window=2048, dropout=0.1, key=1)
 outputs = 3 * q.nbytes"""  # a dq for each part of the keys would be 67 MB, (T, T) of a head 268 MB
 
 
-@pytest.mark.parametrize("setup", [HEAD, ATTENTION], ids=["head", "attention_vjp"])
+FORWARD = """
+q, k, v = (draw(1, 8192, 8, 64) for _ in range(3))
+run = lambda: K.attention(q, k, v, window=2048, dropout=0.1, key=1)
+outputs = q.nbytes"""
+
+
+@pytest.mark.parametrize("setup", [HEAD, ATTENTION, FORWARD], ids=["head", "attention_vjp", "attention"])
 def test_at_most_32_mb_beside_inputs_and_outputs(setup):
     code = f"""
 import json

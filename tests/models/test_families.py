@@ -15,9 +15,9 @@ from pyllm.models.base import CausalLM
 from pyllm.nn import Cache
 
 ROTARY = dict(vocab_size=31, max_position_embeddings=12, hidden_size=12, intermediate_size=20, num_hidden_layers=2, num_attention_heads=3,
-              num_key_value_heads=1, dropout=0.1)
+              num_key_value_heads=1, dropout=0.1, attention_dropout=0.1)
 SMALL = {  # one configuration of each causal family; a new family adds its line
-    "gpt2": dict(vocab_size=31, n_positions=12, n_embd=12, n_layer=2, n_head=3, resid_pdrop=0.1, embd_pdrop=0.1),
+    "gpt2": dict(vocab_size=31, n_positions=12, n_embd=12, n_layer=2, n_head=3, resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1),
     "llama": ROTARY,
     "mistral": {**ROTARY, "sliding_window": 3},
     "qwen2": {**ROTARY, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},

@@ -80,6 +80,7 @@ struct Setting {
     index_t b, tq, tk, h, hkv, d, window;
     bool causal, segments, starts;
     int bias;  // 0 none, 1 (B, H, Tq, Tk), 2 (1, 1, Tq, Tk)
+    uint32_t drop = 0;
 };
 constexpr Setting kSettings[] = {
     {1, 1, 1, 1, 1, 1, 0, true, false, false, 0},        {2, 5, 5, 2, 2, 7, 0, true, false, false, 0},
@@ -87,6 +88,7 @@ constexpr Setting kSettings[] = {
     {2, 33, 33, 2, 1, 32, 0, true, true, false, 1},      {1, 17, 50, 2, 2, 24, 0, false, false, false, 2},
     {2, 70, 70, 2, 2, 12, 13, true, true, false, 0},     {1, 260, 260, 2, 2, 8, 0, true, false, false, 0},
     {1, 30, 1000, 2, 1, 20, 0, false, false, false, 0},  {1, 300, 300, 1, 1, 64, 40, false, false, false, 2},
+    {2, 70, 70, 4, 2, 12, 0, true, true, false, 1, 1u << 30}, {1, 3, 300, 1, 1, 16, 0, false, false, false, 0, 1u << 30},
 };
 
 // One head's queries against its keys, in float64: p(i, j), which is 0 where i does not see j.
@@ -108,6 +110,16 @@ struct Attention {
         if (g.causal && j > at) return false;
         if (g.window && (j <= at - g.window || j >= at + g.window)) return false;
         return !g.q_segments || (g.q_segments[b * g.tq + i] > 0 && g.q_segments[b * g.tq + i] == g.k_segments[b * g.tk + j]);
+    }
+    // What p(i, j) is multiplied with where some are dropped.
+    double kept(index_t i, index_t j) const {
+        const auto mix = [](uint32_t x) {
+            x = (x ^ (x >> 16)) * 0x7FEB352Du;
+            x = (x ^ (x >> 15)) * 0x846CA68Bu;
+            return x ^ (x >> 16);
+        };
+        const uint32_t row = uint32_t((b * g.h + h) * g.tq + i), low = mix(uint32_t(j) * 0x9E3779B1u + uint32_t(g.key));
+        return mix(low ^ uint32_t(g.key >> 32) ^ row * 0x85EBCA77u) >= g.drop ? 1 / (1 - g.drop / 4294967296.0) : 0;
     }
     Attention(const AttentionArgs& args, index_t b, index_t h)
         : g(args), b(b), h(h), kv(h / (args.h / args.hkv)), p(std::size_t(args.tq * args.tk), 0.0), lse(std::size_t(args.tq)) {
@@ -132,6 +144,7 @@ void each_head(const AttentionArgs& g, const F& f) {
 
 AttentionArgs arguments(Check& t, const Setting& s) {
     AttentionArgs g{};
+    g.drop = s.drop, g.key = 0x8000000000003039u;
     g.b = s.b, g.tq = s.tq, g.tk = s.tk, g.h = s.h, g.hkv = s.hkv, g.d = s.d, g.window = s.window, g.causal = s.causal;
     g.scale = float(1 / std::sqrt(double(s.d)));
     g.q_row = s.h * s.d, g.q_batch = s.tq * g.q_row, g.k_batch = g.v_batch = 2 * s.tk * s.hkv * s.d;
@@ -171,7 +184,8 @@ CASE_OF_OWN_SIZES(attention) {
         t.expect("out", g.out, g.b * g.tq * g.h * g.d, 5e-6, [&](double* e) {
             each_head(g, [&](const Attention& a) {
                 for (index_t at = 0; at < g.tq * g.tk; ++at)
-                    for (index_t d = 0; d < g.d; ++d) e[a.out(at / g.tk) + d] += a.p[std::size_t(at)] * a.v(at % g.tk)[d];
+                    for (index_t d = 0; d < g.d; ++d)
+                        e[a.out(at / g.tk) + d] += a.p[std::size_t(at)] * a.kept(at / g.tk, at % g.tk) * a.v(at % g.tk)[d];
             });
         });
     }
@@ -195,7 +209,7 @@ CASE_OF_OWN_SIZES(attention_vjp) {
                     double delta = 0;
                     std::vector<double> dp(std::size_t(g.tk));
                     for (index_t j = 0; j < g.tk; ++j) {
-                        dp[std::size_t(j)] = a.dot(g.dout + a.out(i), a.v(j));
+                        dp[std::size_t(j)] = a.dot(g.dout + a.out(i), a.v(j)) * a.kept(i, j);
                         delta += a.p[std::size_t(i * g.tk + j)] * dp[std::size_t(j)];
                     }
                     for (index_t j = 0; j < g.tk; ++j) {
@@ -206,7 +220,7 @@ CASE_OF_OWN_SIZES(attention_vjp) {
                         for (index_t d = 0; d < g.d; ++d) {
                             dq[std::size_t(a.out(i) + d)] += ds * g.scale * a.k(j)[d];
                             dk[std::size_t(key + d)] += ds * g.scale * a.q(i)[d];
-                            dv[std::size_t(key + d)] += p * g.dout[a.out(i) + d];
+                            dv[std::size_t(key + d)] += p * a.kept(i, j) * g.dout[a.out(i) + d];
                         }
                     }
                 }

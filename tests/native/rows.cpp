@@ -123,7 +123,7 @@ CASE(dropout) {
     const uint32_t threshold = 0x4CCCCCCCu;
     const float* x = t.normal(t.n * t.c);
     float* y = t.out(t.n * t.c);
-    t.kernels.dropout(x, y, t.n * t.c, threshold, 1.25f, key);
+    t.kernels.dropout(x, y, t.n * t.c, threshold, key, 1.25f);
     t.expect("y", y, t.n * t.c, 2e-7, [&](double* e) {
         each(t.n * t.c, [&](index_t i) {
             const uint32_t bits = mix(mix(uint32_t(i) * 0x9E3779B1u + uint32_t(key)) ^ uint32_t(key >> 32));

@@ -36,7 +36,7 @@ class Run:
     """A training run with everything that could go wrong on resume: dropout, shuffling, accumulation, averages."""
 
     def __init__(self, seed=3):
-        self.model = gpt2(embd_pdrop=0.1, resid_pdrop=0.2).initialize(seed)
+        self.model = gpt2(embd_pdrop=0.1, resid_pdrop=0.2, attn_pdrop=0.1).initialize(seed)
         self.optimizer = training.AdamW(self.model)
         self.ema = training.EMA(self.model, 0.9)
         self.loader = Loader(corpus(), 3, 8, seed)

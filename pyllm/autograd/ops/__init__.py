@@ -1,5 +1,5 @@
 """Every differentiable operation. A new one: a function under @op in the file of its kind, and its name here."""
-from pyllm.autograd.ops.attention import attention, attention_packed, attention_with_dropout, rope, split_heads
+from pyllm.autograd.ops.attention import attention, attention_packed, rope, split_heads
 from pyllm.autograd.ops.linear import activation, dropout, embedding, glu, linear
 from pyllm.autograd.ops.loss import (cross_entropy, linear_cross_entropy, linear_kl, linear_log_probs, linear_log_probs_entropy,
                                      log_softmax, softmax)

@@ -68,8 +68,11 @@ def dropout(x, p, rng):
 
     The mask is drawn from the rng's key again in the backward, never stored.
     """
-    if rng is None or p == 0:
-        return x
-    if not 0 < p < 1:
-        raise ValueError(f"dropout: p={p}; expected 0 <= p < 1")
-    return _dropout(x, p=p, key=rng.key)
+    return _dropout(x, p=p, key=rng.key) if drawn("dropout", p, rng) else x
+
+
+def drawn(name, p, rng):
+    """-> whether anything is dropped: not without an rng or at p = 0. ValueError in the name of an operation for another p than [0, 1)."""
+    if not 0 <= p < 1:
+        raise ValueError(f"{name}: p={p}; expected 0 <= p < 1")
+    return rng is not None and p > 0
