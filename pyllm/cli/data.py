@@ -9,8 +9,9 @@ from functools import partial
 
 def add_arguments(parser):
     verbs = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
-    check = verbs.add_parser("check", help="count what is wrong, show one example with its loss mask; refuse what would spoil a run")
-    dedup = verbs.add_parser("dedup", help="write the examples without those that stand there already")
+    check, dedup = (verbs.add_parser(name, help=line, description=line[0].upper() + line[1:] + ".") for name, line in (
+        ("check", "count what is wrong, show one example with its loss mask; refuse what would spoil a run (exit code 3)"),
+        ("dedup", "write the examples without those that stand there already")))
     for verb in (check, dedup):
         verb.add_argument("path", help="a file of examples, or a folder with train, valid and test files")
         verb.add_argument("--columns", default="", metavar="KEY=NAME,...",
@@ -23,7 +24,8 @@ def add_arguments(parser):
                        help="what the rows are for (default: the model's)")
     check.add_argument("--length", type=int, metavar="TOKENS", help="tokens of a row at most")
     check.add_argument("--truncation", choices=("keep_start", "keep_end"), default="keep_start", help="which part of a longer row is kept")
-    check.add_argument("--prompt-format", default="{prompt}", help="what stands around a prompt, such as 'Translate to German: {prompt}'")
+    check.add_argument("--prompt-format", default="{prompt}", metavar="TEXT",
+                       help="what stands around a prompt, such as 'Translate to German: {prompt}'")
     check.add_argument("--chat-template", metavar="NAME", help="a built-in template, such as alpaca, or a file, in place of the "
                        "tokenizer's own")
     check.add_argument("--near", type=float, default=0.8, metavar="SHARE", help="from which share of common runs of three words on two "
@@ -199,13 +201,15 @@ def shown(item, tokenizer, colour):
     for i, row in enumerate(item if isinstance(item, tuple) else (item,)):
         name = ("chosen" if i == 0 else "rejected") if isinstance(item, tuple) else "example"
         answer = "" if row.decoder is None else f", answer {len(row.decoder)}"
-        label = "" if row.label is None else f", label {row.label}"
-        yield f"{name:<10} {row.where}: {len(row)} tokens{answer}, {row.targets} learned{label}; " + (
-            "green is learned" if colour else "[[learned]]") + ", tokens are set apart by \u00b7"
+        span = isinstance(row.label, tuple) and row.label != (0, 0)
+        learns = (f"{row.targets} learned" if row.label is None else "the answer's place is learned" if span else
+                  "learned is that there is no answer" if isinstance(row.label, tuple) else f"label number {row.label} is learned")
+        mark = "" if row.label is not None and not span else "green is learned, " if colour else "[[learned]], "
+        yield f"{name:<10} {row.where}: {len(row)} tokens{answer}, {learns}; {mark}tokens are set apart by \u00b7"
         learned = row.learned
-        if isinstance(row.label, tuple):
+        if span:
             learned = np.zeros(len(row), bool)
-            learned[row.label[0]:row.label[1] + 1] = row.label != (0, 0)
+            learned[row.label[0]:row.label[1] + 1] = True
         yield from _tokens(row.tokens, learned, tokenizer, colour)
         if row.decoder is not None:
             yield from _tokens(row.decoder, np.ones(len(row.decoder), bool), tokenizer, colour)

@@ -81,6 +81,8 @@ SECTIONS = {"model": Model, "data": Sets, "train": Sft, "peft": Peft}
 
 
 def add_arguments(parser):
+    parser.epilog = ("For example: pyllm sft --model MODEL --data chats.jsonl --out runs/sft. Formats are known by their keys: text; "
+                     "messages; prompt, completion; text, label; question, context, answers. pyllm data check looks at the examples.")
     runs.add_arguments(parser, SECTIONS)
 
 

@@ -7,6 +7,7 @@
     study.log   every trial, see optuna's JournalStorage     best.toml   the settings of the best trial
     trials/     the runs                                     tune.png    scores by trial and by setting
 """
+import argparse
 import re
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ from pyllm import plot
 
 
 def add_arguments(parser):
+    parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, __doc__.partition("\n\n")[2]
     parser.add_argument("config", help="a TOML file: the verb's sections and [search]")
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder of the search")
     parser.add_argument("--verb", choices=("sft", "pretrain"), default="sft", help="what a trial runs (default %(default)s)")

@@ -140,6 +140,12 @@ def test_encoders_and_encoder_decoders_are_shown_too(tmp_path, capsys):
         {"text": "small", "answer_start": context.index("small")}]}])
     assert main(["data", "check", data, "--tokenizer", str(tmp_path / "t"), "--architecture", "encoder"]) == 0
     assert "[[small]]" in capsys.readouterr().out.replace("\u00b7", "").replace(" ", "")
+    for record, said in (({"question": "what?", "context": "hello", "answers": []}, "learned is that there is no answer"),
+                         ({"text": "hello", "label": "bad"}, "label number 0 is learned")):  # of the text itself nothing is
+        assert main(["data", "check", write(tmp_path / "c.jsonl", [record]), "--tokenizer", str(tmp_path / "t"), "--architecture",
+                     "encoder"]) == 0
+        out = capsys.readouterr().out
+        assert said in out and "[[" not in out
     assert main(["data", "check", write(tmp_path / "b.jsonl", GOOD), "--tokenizer", str(tmp_path / "t"), "--architecture",
                  "encoder-decoder", "--allow", "unknown=1"]) == 0
     assert re.search(r"\d+ tokens, answer \d+, \d+ learned", capsys.readouterr().out)

@@ -116,3 +116,23 @@ def test_translations_carry_sacrebleus_signature():
     assert E.bleu(references, references).value == pytest.approx(100) and E.ter(references, references).value == 0
     with pytest.raises(ValueError, match="1 to 2 references"):
         E.bleu(["a", "b"], [["a"], ["b", "c"]])
+
+
+def test_metrics_need_no_network(monkeypatch):
+    """Nothing is fetched when a metric is first asked for, as by libraries that load their metrics' code."""
+    import socket
+
+    def refuse(*_, **__):
+        raise AssertionError("a metric asks the network")
+
+    for name in ("socket", "create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, refuse)
+    hypotheses, references = ["the cat sat", "a dog"], ["the cat sat", "the dog"]
+    scores = [E.exact_match(hypotheses, references), E.token_f1(hypotheses, references), *E.rouge(hypotheses, references).values()]
+    try:
+        import sacrebleu  # noqa: F401
+    except ImportError:
+        pass
+    else:
+        scores += [metric(hypotheses, references) for metric in (E.bleu, E.chrf, E.ter)]
+    assert all(np.isfinite(float(score)) for score in scores)

@@ -45,3 +45,16 @@ print(json.dumps([before, peak_rss_mb(), outputs / 1e6]))"""
     assert done.returncode == 0, done.stderr
     before, after, outputs = json.loads(done.stdout)
     assert after - before - outputs < 40, (before, after, outputs)  # 32 and what the threads pack for themselves
+
+
+def test_a_freed_block_serves_what_needs_two_thirds_of_it():
+    """A gradient of 3.5 MB takes the block of an activation of 4.7 MB; what is much smaller does not hold so large a block."""
+    K._C.trim()
+    calls = lambda: K._C.pool()["system_calls"]
+    K.empty((4_718_592 // 4,))
+    before = calls()
+    K.empty((3_538_944 // 4,))
+    assert calls() == before
+    K.empty((2_000_000 // 4,))
+    assert calls() == before + 1
+    K._C.trim()
