@@ -49,33 +49,38 @@ class Principles:
 
 @dataclass(frozen=True)
 class Stage:
+    """ALL: the learning rate that 0 stands for, of an adapter more, as pyllm.cli.adapters.rated has it."""
+
     epochs: float = key(1.0, "times that the examples are read", 0.0)
     batch: int = key(8, "examples of a step", 1)
-    lr: float = key(1e-5, "learning rate at its highest", 0.0)
+    lr: float = key(0.0, "learning rate at its highest", 0.0)
 
 
 @dataclass(frozen=True)
 class Revised(Stage):
+    ALL = 2e-5
     epochs: float = key(2.0, "times that the revisions are read", 0.0, flags=("sl-epochs",))
     batch: int = key(8, "revisions of a step", 1, flags=("sl-batch",))
-    lr: float = key(2e-5, "learning rate of the fine-tuning", 0.0, flags=("sl-lr",))
+    lr: float = key(0.0, "learning rate of the fine-tuning; 0 = 2e-5, of LoRA 2e-4", 0.0, flags=("sl-lr",))
 
 
 @dataclass(frozen=True)
 class Aligned(Stage):
+    ALL = 5e-6
     method: str = key("dpo", "dpo: on the comparisons; ppo: against a preference model that they teach", choices=("dpo", "ppo"))
     epochs: float = key(1.0, "times that the comparisons (ppo: the prompts) are read; 0 = no second stage", 0.0, flags=("rl-epochs",))
     batch: int = key(8, "pairs of a step, or prompts of an iteration of ppo", 1, flags=("rl-batch",))
-    lr: float = key(5e-6, "learning rate of dpo or ppo", 0.0, flags=("rl-lr",))
+    lr: float = key(0.0, "learning rate of dpo or ppo; 0 = 5e-6, of LoRA 5e-5", 0.0, flags=("rl-lr",))
     beta: float = key(0.1, "of dpo: how much answers may move away from the revised model's, less for more", 0.0)
     kl_coef: float = key(0.05, "of ppo: penalty of the divergence from the revised model, per nat", 0.0)
 
 
 @dataclass(frozen=True)
 class Preference(Stage):
+    ALL = 1e-4
     epochs: float = key(1.0, "times that the preference model of ppo reads the comparisons", 0.0, flags=("reward-epochs",))
     batch: int = key(8, "pairs of a step", 1, flags=("reward-batch",))
-    lr: float = key(1e-4, "its learning rate", 0.0, flags=("reward-lr",))
+    lr: float = key(0.0, "its learning rate; 0 = 1e-4, of LoRA 1e-3", 0.0, flags=("reward-lr",))
 
 
 SECTIONS = {"model": Model, "constitution": Principles, "data": Data, "revised": Revised, "aligned": Aligned, "reward": Preference,
@@ -240,6 +245,7 @@ def second_stage(config, tokenizer, pairs, prompts):
 def trained(verb, config, model, out, examples, stage, **options):
     """Trains on examples with another verb, whose settings but these are its defaults -> exit code."""
     from pyllm.cli import dpo, ppo, reward, sft
+    from pyllm.cli.adapters import rated
     from pyllm.cli.config import resolve
     from pyllm.cli.merge import merge
     from pyllm.errors import ConfigError
@@ -255,7 +261,7 @@ def trained(verb, config, model, out, examples, stage, **options):
     write_atomic(path, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in examples).encode())
     module = {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo}[verb]
     table = {"model": {"path": str(model)}, "data": {"path": str(path)}, "peft": asdict(config.peft),
-             "train": {"batch": stage.batch, "lr": stage.lr, "seed": config.constitution.seed, **options}}
+             "train": {"batch": stage.batch, "lr": rated(stage, config.peft).lr, "seed": config.constitution.seed, **options}}
     if verb == "ppo":
         table["model"]["reward"] = str(out.with_name("reward"))
     else:  # of few examples one is for validation all the same
