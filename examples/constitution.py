@@ -6,7 +6,8 @@
 DATA holds constitutional-ai/prompts (the published principles) and hh-rlhf/*.jsonl.gz (whose first turns are the prompts). The four
 principles of constitution.json carry a checker, which says what is broken; the 16 published ones are judged by the model itself, and are
 drawn as often as those four together. Stage 1: answers, critiques, revisions; fine-tuning on the revisions. Stage 2: two answers each,
-compared in both orders; DPO. Kept in OUT: revisions.jsonl, comparisons.jsonl, adapter/, report.json.
+compared in both orders; DPO, or with --method ppo a preference model that the comparisons teach, and PPO against it. Kept in OUT:
+revisions.jsonl, comparisons.jsonl, adapter/, report.json.
 
 Where this departs from the paper, since 135 M parameters are not 52 B, and how to switch it off:
 --dialogue     a revision is asked of the answer alone, not in a conversation that holds a critique: this model copies the critique
@@ -43,11 +44,15 @@ def read_prompts(folder, count):
     return list(found)
 
 
+def end_of(tokenizer):
+    """-> the token that ends an answer."""
+    return min(set(tokenizer.encode("<|im_end|>")) & {t.id for t in tokenizer.added}, default=tokenizer.eos_id)
+
+
 def row(tokenizer, prompt, answer):
     """-> Row of a prompt and its answer, which is learned up to and with the token that ends it."""
     context = asked(tokenizer, [("user", prompt)])
-    end = sorted(set(tokenizer.encode("<|im_end|>")) & {t.id for t in tokenizer.added}) or [tokenizer.eos_id]
-    ids = context + tokenizer.encode(answer, template=False) + end[:1]
+    ids = context + tokenizer.encode(answer, template=False) + [end_of(tokenizer)]
     return Row(np.array(ids, np.int32), np.arange(len(ids)) >= len(context))
 
 
@@ -62,6 +67,33 @@ def learn(model, items, objective, args, *, epochs, lr, name):
         if record.step % 5 == 0 or record.step == steps:
             more = "".join(f"  {k} {v:.2f}" for k, v in record.metrics.items() if k in ("rewards/accuracies", "rewards/margins"))
             print(f"  {name} step {record.step}/{steps}  loss {record.loss:.3f}{more}  {time.monotonic() - began:.0f} s", flush=True)
+
+
+def preference_model(pairs, args):
+    """pairs of Rows -> RewardModel: the model as it came, with a score, taught by seven pairs of eight; the report on the eighth."""
+    base, _ = tiny() if args.quick else pyllm.load(args.model)
+    scorer, *_ = training.transfer(base, "classify", labels=["reward"], dropout=0.0, seed=args.seed)
+    if args.base != "f32":
+        pyllm.quantize(scorer, args.base, skip=peft.score_layers(scorer))
+    peft.inject(scorer, peft.LoRA(rank=16, alpha=32), seed=args.seed)
+    held, pairs = pairs[: len(pairs) // 8 + 1], pairs[len(pairs) // 8 + 1 :]
+    learn(scorer, pairs, objectives.reward_pairs, args, epochs=args.reward_epochs, lr=args.reward_lr, name="preference model")
+    reward = align.RewardModel(scorer).normalize([data.collate(pairs)])
+    return reward, align.agreement(reward, [data.collate(held)])
+
+
+def reinforce(model, reward, prompts, end, args):
+    """PPO against the preference model, from what the model is now, which is also what it is kept near to."""
+    actor, began = align.ActorCritic(model), time.monotonic()
+    config = align.PPOConfig(steps=args.iterations, batch=args.ppo_batch, micro_batch=8, response_length=args.tokens, temperature=0.7,
+                             num_ppo_epochs=2, num_mini_batches=2, lr=args.ppo_lr, lr_end=args.ppo_lr / 10, kl_coef=args.kl_coef,
+                             missing_eos_penalty=1.0, seed=args.seed)
+    iterations = align.ppo(actor, align.frozen_copy(model), prompts, reward, training.AdamW(actor, weight_decay=0.0), config, stop=(end,))
+    with pyllm.precision("bf16"):
+        for it in iterations:
+            m = it.metrics
+            print(f"  ppo {it.step}/{config.steps}  score {m['objective/scores']:.2f}  KL {m['objective/kl']:.2f}  entropy "
+                  f"{m['policy/entropy_avg']:.2f}  tokens {m['completions/mean_length']:.0f}  {time.monotonic() - began:.0f} s", flush=True)
 
 
 def measure(name, model, tokenizer, rules, held, args):
@@ -115,10 +147,17 @@ def main():
     parser.add_argument("--rl-epochs", type=int, default=1)
     parser.add_argument("--rl-lr", type=float, default=1e-4)
     parser.add_argument("--beta", type=float, default=0.1, help="DPO's")
+    parser.add_argument("--method", default="dpo", choices=("dpo", "ppo"), help="of stage 2")
+    parser.add_argument("--reward-epochs", type=int, default=3, help="of PPO's preference model")
+    parser.add_argument("--reward-lr", type=float, default=3e-4)
+    parser.add_argument("--iterations", type=int, default=12, help="of PPO")
+    parser.add_argument("--ppo-batch", type=int, default=32, help="responses of an iteration")
+    parser.add_argument("--ppo-lr", type=float, default=2e-4)
+    parser.add_argument("--kl-coef", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.quick:
-        args.prompts, args.held, args.pairs, args.tokens, args.shots, args.sl_epochs = 8, 4, 8, 8, 1, 1
+        args.prompts, args.held, args.pairs, args.tokens, args.shots, args.sl_epochs, args.iterations = 8, 4, 8, 8, 1, 1, 2
     began, out = time.monotonic(), Path(args.out or "constitution-out")
     out.mkdir(parents=True, exist_ok=True)
     rules, published = read_constitution(args.constitution), read_constitution(Path(args.data) / "constitutional-ai/prompts")
@@ -153,11 +192,16 @@ def main():
         report["comparisons"] = {"pairs": len(pairs), "by checker": sum(r["probability"] in (0.0, 1.0) for r in records),
                                  "agreement of both orders": agreement_rate(records)}
         print(f"stage 2    {report['comparisons']}  {time.monotonic() - began:.0f} s", flush=True)
-        for pair in pairs:  # the reference is the model that stage 1 left, remembered before it moves
-            known = align.with_reference(data.collate([pair]), model).extra["ref_logp"]
-            for one, logp in zip(pair, known.tolist()):
-                one.extra["ref_logp"] = logp
-        if pairs:
+        if len(pairs) > 1 and args.method == "ppo":
+            reward, found = preference_model(pairs, args)
+            report["preference model"] = vars(found)
+            print(f"           {found}", flush=True)
+            reinforce(model, reward, [asked(tokenizer, [("user", p)]) for p in prompts], end_of(tokenizer), args)
+        elif pairs:
+            for pair in pairs:  # the reference is the model that stage 1 left, remembered before it moves
+                known = align.with_reference(data.collate([pair]), model).extra["ref_logp"]
+                for one, logp in zip(pair, known.tolist()):
+                    one.extra["ref_logp"] = logp
             learn(model, pairs, lambda m, batch: objectives.dpo(m, batch, beta=args.beta), args, epochs=args.rl_epochs, lr=args.rl_lr,
                   name="aligned")
         report["aligned"] = measure("aligned", model, tokenizer, rules, held, args)
