@@ -142,12 +142,14 @@ def _iterations(policy, reference, prompts, reward, optimizer, c, stop, start, v
 
         # 7. What was, over response tokens only.
         stats = {"reward": drawn.scores.mean(), "reward_std": groups.std(1, ddof=1).mean(), "frac_reward_zero_std": equal.mean(),
-                 "objective/kl": d.sum(1).mean(), **{f"objective/kl_{name}": estimate(d).sum(1).mean() for name, estimate in
-                                                     ESTIMATORS.items()}, **stats, "completions/mean_length": drawn.lengths.mean(),
+                 **stats, "completions/mean_length": drawn.lengths.mean(),
                  "completions/min_length": drawn.lengths.min(), "completions/max_length": drawn.lengths.max(),
                  "completions/clipped_ratio": 1 - drawn.ended.mean(),
                  **{f"completions/{name}_terminated_length": of(drawn.lengths[drawn.ended]) if drawn.ended.any() else 0 for name, of in
                     (("mean", np.mean), ("min", np.min), ("max", np.max))}, "num_tokens": drawn.lengths.sum(), "lr": lr,
                  "step_time": clock[-1] - clock[0], "eps": len(scores) / (clock[-1] - clock[0])}
+        if reference is not None:  # without one nobody knows the divergence; 0 would be a claim
+            stats |= {"objective/kl": d.sum(1).mean(), **{f"objective/kl_{name}": estimate(d).sum(1).mean() for name, estimate in
+                                                          ESTIMATORS.items()}}
         yield Iteration(step + 1, {name: float(x) for name, x in stats.items()}, drawn,
                         dict(zip(("rollout", "rewards", "updates"), np.diff(clock).tolist())))

@@ -132,6 +132,7 @@ def constitution(config, out, resume=False):
     asks = {"rounds": c.rounds, "tries": c.tries, "rewrite": c.rewrite, "critique_tokens": c.critique_tokens or None}
     drawn = {"max_tokens": c.max_tokens, "temperature": c.temperature, "top_p": c.top_p, "seed": c.seed, "rows": c.rows, "shots": c.shots}
 
+    print("\nstage 1    answers, critiques and revisions; then fine-tuning on the revisions", flush=True)
     records = kept(out / "revisions.jsonl", c.rows, len(prompts), "revise",
                    lambda start: revise(model, tokenizer, principles, prompts, start=start, **asks, **drawn))
     examples = [{"prompt": chat(tokenizer, e["prompt"]), "completion": said(tokenizer, e["completion"])}
@@ -144,6 +145,7 @@ def constitution(config, out, resume=False):
     named = {"before": config.model.path, "revised": out / "revised"}
     comparisons = []
     if aligned.epochs:
+        print(f"\nstage 2    two answers to each prompt, compared; then {aligned.method}", flush=True)
         learned, _ = open_model(out / "revised")
         comparisons = kept(out / "comparisons.jsonl", c.rows, len(prompts), "compare", lambda start: compare(
             learned, tokenizer, principles, prompts, judge=model, think=c.think, checkers=c.checkers, start=start, **drawn))
@@ -157,7 +159,9 @@ def constitution(config, out, resume=False):
     report = {name: measured(path, principles, held, c) for name, path in named.items()}
     report["comparisons"] = counted(comparisons)
     write_json(out / "report.json", report)
+    print()
     shown(report)
+    print(f"model      {[*named.values()][-1]}. Hint: pyllm constitution inspect {out}; pyllm chat {[*named.values()][-1]}")
     return 0
 
 
@@ -258,6 +262,7 @@ def trained(verb, config, model, out, examples, stage, **options):
                           "comparisons that say which answer is better. Hint: more prompts, a higher temperature, --unsound")
     out.mkdir(exist_ok=True)
     path = out / "examples.jsonl"
+    print(f"\n{verb:<10} {model} learns from {len(examples)} examples, {path}", flush=True)
     write_atomic(path, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in examples).encode())
     module = {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo}[verb]
     table = {"model": {"path": str(model)}, "data": {"path": str(path)}, "peft": asdict(config.peft),
@@ -273,18 +278,20 @@ def trained(verb, config, model, out, examples, stage, **options):
 
 
 def measured(path, principles, held, c):
-    """-> {"violation_rate", "violations": {principle: rate}, "evasive_rate", "helpfulness", "words"} of answers to held-out prompts."""
+    """-> {"violation_rate", "interval": [low, high] (95 %), "violations": {principle: rate}, "evasive_rate", "helpfulness", "words"} of
+    answers to held-out prompts."""
     from pyllm.align.constitution import evasive, helpful
     from pyllm.align.constitutional import answers
     from pyllm.cli.sft import open_model
+    from pyllm.evaluate.metrics import proportion
 
     model, tokenizer = open_model(path)
     texts = answers(model, tokenizer, [[("user", prompt)] for prompt in held], c.seed + 1, c.rows, max_tokens=c.max_tokens,
                     temperature=c.temperature, top_p=c.top_p)
     broken = [principles.violations(text) for text in texts]
     checked = [p.name for p in principles.principles if p.checker]
-    n = len(held)
-    return {"violation_rate": sum(map(bool, broken)) / n if checked else None,
+    n, rate = len(held), proportion("violations", list(map(bool, broken)))
+    return {**({"violation_rate": rate.value, "interval": [rate.low, rate.high]} if checked else {"violation_rate": None}),
             "violations": {name: sum(name in b for b in broken) / n for name in checked}, "evasive_rate": sum(map(evasive, texts)) / n,
             "helpfulness": sum(helpful(p, t) for p, t in zip(held, texts)) / n, "words": sum(len(t.split()) for t in texts) / n,
             "samples": [{"prompt": p, "text": t} for p, t in list(zip(held, texts))[:8]]}
@@ -300,12 +307,12 @@ def counted(comparisons):
 
 def shown(report):
     """Prints a report as a table."""
-    print(f"{'':12}violations  evasive  takes up the prompt  words")
+    print(f"{'':12}break a rule (95 %)    evasive  takes up the prompt  words")
     for name in ("before", "revised", "aligned"):
         if name in report:
             r = report[name]
-            rate = "-" if r["violation_rate"] is None else f"{r['violation_rate']:.3f}"
-            print(f"{name:12}{rate:>10}  {r['evasive_rate']:7.3f}  {r['helpfulness']:19.3f}  {r['words']:5.1f}")
+            rate = "-" if r["violation_rate"] is None else "{:.3f} ({:.2f} to {:.2f})".format(r["violation_rate"], *r["interval"])
+            print(f"{name:12}{rate:<20}  {r['evasive_rate']:7.3f}  {r['helpfulness']:19.3f}  {r['words']:5.1f}")
     c = report["comparisons"]
     if c["comparisons"]:
         agreement = "" if c["agreement"] is None else f"; both orders agree in {100 * c['agreement']:.0f} % of the model's own"

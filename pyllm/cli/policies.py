@@ -125,7 +125,7 @@ def read_prompts(d, tokenizer, room):
     print(f"prompts    {len(found):,}" + (f"; {dropped:,} left out: empty, or longer than {longest} tokens" if dropped else ""))
     if len(found) < 2:
         raise ConfigError(f"data: {len(found)} prompts are left, each of at most {longest} tokens beside the response; expected at least "
-                          "2. Hint: shorter responses")
+                          "2. Hint: shorter responses: --response-length of ppo, --max-completion-length of grpo")
     return list(found.values())
 
 
@@ -198,12 +198,14 @@ def learn(verb, config, kind, out, resume=False):
         for it in iterations:
             step, last, m = it.step, it.step == c.steps, it.metrics
             metrics.write(step=step, **m, **{f"seconds/{name}": value for name, value in it.seconds.items()})
-            score, kl = m.get("objective/scores", m.get("reward")), m["objective/kl"]
+            score = m.get("objective/scores", m.get("reward"))
+            shown = {"score": f"{score:.3f}", **({"KL": f"{m[KL]:.3f}"} if KL in m else {})}
             bar.update()
-            bar.note(score=f"{score:.3f}", KL=f"{kl:.2f}")
+            bar.note(**shown)
             if step % r.eval_every == 0 or last:
-                bar.line(f"iteration {step:<5} score {score:.3f}  KL {kl:.3f}  length {m['completions/mean_length']:.1f}  held out "
-                         f"{sample(step):.3f}  {m['eps']:.1f} responses/s")
+                words = "  ".join(f"{name} {value}" for name, value in shown.items())
+                bar.line(f"iteration {step:<5} {words}  length {m['completions/mean_length']:.1f}  held out {sample(step):.3f}  "
+                         f"{m['eps']:.1f} responses/s")
             if step % r.save_every == 0 or last or stopping.signal:
                 runs.save(model, tokenizer, out, config.model.path)
                 training.save_checkpoint(out / "checkpoints", step, model, tokenizer, state,
@@ -250,7 +252,8 @@ def table(out):
               f"  after    {after['score']:+.2f}  {after['text']!r}")
 
 
-CURVES = {"reward": ("objective/scores", "reward"), "KL, nats a response": ("objective/kl",),
+KL = "objective/kl_k3"  # which is never below 0, so a person can read it; objective/kl is what the penalty takes, k1 mostly
+CURVES = {"reward": ("objective/scores", "reward"), "KL, nats a response": (KL,),
           "entropy, nats a token": ("policy/entropy_avg", "entropy"), "tokens a response": ("completions/mean_length",)}
 
 
@@ -265,7 +268,7 @@ def chart(out, verb):
     for ax, (label, names) in zip(axes.flat, CURVES.items()):
         points = [(line["step"], line[name]) for line in lines for name in names if name in line]
         ax.plot(*zip(*points))
-        ax.set(ylabel=label)
+        ax.set(ylabel=label if points else f"{label}: without a reference nobody knows")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
     axes[1, 0].set(xlabel="iteration")

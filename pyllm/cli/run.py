@@ -133,8 +133,8 @@ def saved(model, out, base):
 
 
 def described(found):
-    """{valid_loss: 2.1, valid_accuracy: 0.5, ...} -> 'validation loss 2.1000, accuracy 0.5000'."""
-    scores = {name.removeprefix("valid_"): value for name, value in found.items() if name.startswith("valid_")}
+    """{valid_loss: 2.1, valid_accuracy: 0.5, ...} -> 'validation loss 2.1000, accuracy 0.5000', without log p of whole answers."""
+    scores = {name.removeprefix("valid_"): value for name, value in found.items() if name.startswith("valid_") and "logps/" not in name}
     return "validation " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
 
 

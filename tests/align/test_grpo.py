@@ -59,6 +59,12 @@ def test_kl_is_0_and_the_ratio_1_before_the_first_update(name):
     assert found[0].metrics.get("kl", 0) == 0 and found[0].metrics["entropy"] > 0
 
 
+def test_without_a_reference_no_divergence_is_claimed():
+    policy = toys.policy()
+    found = list(grpo(policy, None, toys.prompts(), toys.likes_three, AdamW(policy), GRPOConfig(**{**GRPO, "steps": 1, "beta": 0.0})))
+    assert not [name for name in found[0].metrics if "kl" in name.split("/")[-1].split("_")]
+
+
 def test_group_advantages_are_their_definitions():
     scores = np.array([1.0, 2.0, 4.0, 0.0, 0.0, 3.0])
     for kind in ("grpo", "dr_grpo", "rloo", "reinforce++"):

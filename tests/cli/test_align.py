@@ -273,7 +273,7 @@ def test_a_constitution_runs_is_resumed_and_inspected(here, tmp_path, capsys):
                  "--sl-epochs", "1", "--temperature", "1.5", "--tries", "2", "--unsound"]
     assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
     out = capsys.readouterr().out
-    assert "violations  evasive" in out and "aligned" in out and "1 with a checker" in out and "12 of 12 to learn from" in out
+    assert "break a rule (95 %)" in out and "aligned" in out and "1 with a checker" in out and "12 of 12 to learn from" in out
     records = read_log(tmp_path / "whole/revisions.jsonl")
     assert len(records) == 12 and all(r["rounds"][0]["principle"] == "calm" and len(r["rounds"][0]["drafts"]) < 2 for r in records)
 
