@@ -92,7 +92,7 @@ def reinforce(model, reward, prompts, end, args):
     with pyllm.precision("bf16"):
         for it in iterations:
             m = it.metrics
-            print(f"  ppo {it.step}/{config.steps}  score {m['objective/scores']:.2f}  KL {m['objective/kl']:.2f}  entropy "
+            print(f"  ppo {it.step}/{config.steps}  score {m['objective/scores']:.2f}  KL {m['objective/kl_k3']:.2f}  entropy "
                   f"{m['policy/entropy_avg']:.2f}  tokens {m['completions/mean_length']:.0f}  {time.monotonic() - began:.0f} s", flush=True)
 
 
