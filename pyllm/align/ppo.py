@@ -1,7 +1,8 @@
 """PPO from a reward, stage by stage (Ziegler et al. 2019; Stiennon et al. 2020; Ouyang et al. 2022).
 
 Details marked [N] are of openai/lm-human-preferences as "The N Implementation Details of RLHF with PPO" lists them (Huang et al. 2023);
-[TRL] is TRL's PPOTrainer, whose names the configuration and the metrics have.
+[TRL] is TRL's PPOTrainer, whose names the configuration and the metrics have. Adam's epsilon as TensorFlow adds it [N] is the optimizer's:
+AdamW(tensorflow=True); rewards of deviation 1 before training [N] are RewardModel.normalize's.
 """
 import time
 from dataclasses import dataclass, replace

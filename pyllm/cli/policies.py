@@ -44,6 +44,7 @@ class Run:
     weight_decay: float = key(0.0, "AdamW's decay of matrices, times the learning rate", 0.0)
     beta2: float = key(0.999, "AdamW's decay of the second moment, a step", 0.0, 1.0)
     eps: float = key(1e-5, "AdamW's addend in the denominator", 0.0)
+    tensorflow: bool = key(False, "add it as TensorFlow's Adam does, which makes first steps smaller", flags=("tensorflow-eps",))
 
 
 ABOUT = {  # key of PPOConfig and of GRPOConfig: (words, least, most, choices)
@@ -58,7 +59,7 @@ ABOUT = {  # key of PPOConfig and of GRPOConfig: (words, least, most, choices)
 }
 
 
-def sections(config, about):
+def sections(config, about, model=Model):
     """-> the sections of a verb. config: a dataclass of pyllm.align, about: as ABOUT, of the keys that are its own."""
     made, about = [], ABOUT | about
     for f in fields(config):
@@ -66,7 +67,7 @@ def sections(config, about):
             words, *limits = about[f.name]
             kind = f.type if isinstance(f.type, type) else float  # float or None, which stands as 0
             made.append((f.name, kind, key(kind(f.default or 0) if kind is float else f.default, words, *limits)))
-    return {"model": Model, "data": Data, "train": make_dataclass(config.__name__, made, frozen=True), "peft": Peft, "run": Run}
+    return {"model": model, "data": Data, "train": make_dataclass(config.__name__, made, frozen=True), "peft": Peft, "run": Run}
 
 
 def open_reward(path, tokenizer, step=""):
@@ -142,6 +143,7 @@ def learn(verb, config, kind, out, resume=False):
     from pyllm.generation.generate import end_ids
     from pyllm.io.files import write_toml
     from pyllm.models.base import CausalLM
+    from pyllm.nn import quantize
     from pyllm.progress import Progress
 
     if not config.model.reward:
@@ -166,11 +168,16 @@ def learn(verb, config, kind, out, resume=False):
     out.mkdir(parents=True, exist_ok=True)
     write_toml(out / "config.resolved.toml", config.table())
     print(f"model      {type(model).__name__}, {model.config.model_type}, {model.num_parameters():,} parameters", flush=True)
+    value = None
+    if ppo and config.model.value == "model":
+        value, *_ = training.transfer(quantize(align.frozen_copy(model), "f32"), "value", seed=c.seed)
+        print(f"values     a model of {value.num_parameters():,} parameters, all of which learn", flush=True)
     adapt(model, config.peft, c.seed)
     c = replace(c, starts_at_reference=all(a.method.EXACT for a in peft.adapters(model)))
     reference = align.reference_of(model) if ppo or c.beta else None
-    trained = align.ActorCritic(model) if ppo else model
-    optimizer = training.AdamW(trained, betas=(0.9, r.beta2), eps=r.eps, weight_decay=r.weight_decay, rates=peft.rates(model))
+    trained = align.ActorCritic(model, value) if ppo else model
+    optimizer = training.AdamW(trained, betas=(0.9, r.beta2), eps=r.eps, weight_decay=r.weight_decay, rates=peft.rates(model),
+                               tensorflow=r.tensorflow)
     state = Beside(optimizer, trained.value if ppo else None)
     start, goes_on = 0, {}
     if checkpoint:
@@ -247,9 +254,9 @@ def table(out):
     from pyllm.training import read_log
 
     lines = read_log(out / "samples.jsonl")
-    for before, after in zip(lines[0]["samples"][:3], lines[-1]["samples"]):
-        print(f"prompt     {before['prompt']!r}\n  before   {before['score']:+.2f}  {before['text']!r}\n"
-              f"  after    {after['score']:+.2f}  {after['text']!r}")
+    scored = lambda sample: f"{sample['score']:+.2f}  {sample['text']!r}"  # noqa: E731
+    runs.table([(before["prompt"], scored(before), scored(after))
+                for before, after in zip(lines[0]["samples"][:3], lines[-1]["samples"])])
 
 
 KL = "objective/kl_k3"  # which is never below 0, so a person can read it; objective/kl is what the penalty takes, k1 mostly

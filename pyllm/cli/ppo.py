@@ -1,9 +1,18 @@
 """pyllm ppo: a model, prompts and a reward -> a policy that PPO has trained, in a run folder, see pyllm.cli.policies."""
+from dataclasses import dataclass
 from pathlib import Path
 
 from pyllm.align import PPOConfig
 from pyllm.cli import policies
 from pyllm.cli import run as runs
+from pyllm.cli.config import key
+
+
+@dataclass(frozen=True)
+class Model(policies.Model):
+    value: str = key("layer", "values: a layer over the policy's own hidden states, or a model that begins as the policy is",
+                     choices=("layer", "model"))
+
 
 ABOUT = {  # key of pyllm.align.PPOConfig: (words, least, most, choices)
     "response_length": ("tokens of a response at most", 1), "stop_after": ("the end token ends a response from this token on", 0),
@@ -19,7 +28,7 @@ ABOUT = {  # key of pyllm.align.PPOConfig: (words, least, most, choices)
     "missing_eos_score": ("score of a response without an end token, such as -1; 0 = what the reward says",),
 }
 
-SECTIONS = policies.sections(PPOConfig, ABOUT)
+SECTIONS = policies.sections(PPOConfig, ABOUT, Model)
 
 
 def add_arguments(parser):

@@ -131,9 +131,13 @@ def learn(verb, config, out, model, tokenizer, rows, objective, checkpoint, *, t
         values = {"valid_loss": found.loss, **{f"valid_{name}": value for name, value in found.metrics.items()}}
         return found.loss, values, runs.described(values).removeprefix("validation ")
 
-    return runs.run(verb, out, replace(t, eval_every=t.eval_every or an_epoch), steps=steps, warmup=int(t.warmup_ratio * steps),
+    code = runs.run(verb, out, replace(t, eval_every=t.eval_every or an_epoch), steps=steps, warmup=int(t.warmup_ratio * steps),
                     model=model, tokenizer=tokenizer, objective=objective, batches=train, evaluate=evaluate or scores, sample=sample,
                     rates=peft.rates(model), base=config.model.path, checkpoint=checkpoint, until=until)
+    if sample and t.sample_tokens and not code:
+        last = training.read_log(out / "samples.jsonl")[-1]["samples"]
+        runs.table([(s["prompt"], repr(s["before"]), repr(s["text"])) for s in last[:3]])
+    return code
 
 
 def answers(model, tokenizer, items, tokens, count=4):

@@ -132,6 +132,12 @@ def saved(model, out, base):
     return f"adapter    {out / 'adapter'}. {hint}" if peft.names(model) else f"model      {out / 'model'}"
 
 
+def table(rows):
+    """rows: [(prompt, before, after)]; prints what a model wrote before a run and writes behind it."""
+    for prompt, before, after in rows:
+        print(f"prompt     {prompt!r}\n  before   {before}\n  after    {after}", flush=True)
+
+
 def described(found):
     """{valid_loss: 2.1, valid_accuracy: 0.5, ...} -> 'validation loss 2.1000, accuracy 0.5000', without log p of whole answers."""
     scores = {name.removeprefix("valid_"): value for name, value in found.items() if name.startswith("valid_") and "logps/" not in name}

@@ -10,10 +10,11 @@ class AdamW:
 
     betas: decay of the two moments. eps: added to the root of the second. weight_decay: the share of a weight, times lr, that a step
     takes away; weights of two or more dimensions decay, biases and the gains of norms do not. rates: {pattern of paths: factor of lr},
-    the first one that is found in a parameter's path counts, see pyllm.training.layerwise. `steps` counts steps taken.
+    the first one that is found in a parameter's path counts, see pyllm.training.layerwise. tensorflow: eps is added as TensorFlow's Adam adds
+    it, before the second moment is corrected, so first steps are smaller (Huang et al. 2023). `steps` counts steps taken.
     """
 
-    def __init__(self, model, *, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, rates=None):
+    def __init__(self, model, *, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, rates=None, tensorflow=False):
         if not all(0 <= b < 1 for b in betas) or eps <= 0 or weight_decay < 0:
             raise ValueError(f"AdamW: betas={betas}, eps={eps}, weight_decay={weight_decay}; "
                              "expected betas in [0, 1), eps > 0, weight_decay >= 0")
@@ -21,7 +22,7 @@ class AdamW:
         if not self.parameters:
             raise ValueError("AdamW: the model has no parameter with requires_grad")
         self.rates = path_rates(self.parameters, rates or {})
-        self.betas, self.eps, self.weight_decay, self.steps = betas, eps, weight_decay, 0
+        self.betas, self.eps, self.weight_decay, self.tensorflow, self.steps = betas, eps, weight_decay, tensorflow, 0
         self.m, self.v = ({name: _zeros(p.data) for name, p in self.parameters.items()} for _ in "mv")
 
     def grad_norm(self):
@@ -31,10 +32,11 @@ class AdamW:
     def step(self, lr, scale=1.0):
         """One step with every gradient times `scale`; a parameter without a gradient stays as it is."""
         self.steps += 1
+        eps = self.eps / (1 - self.betas[1] ** self.steps) ** 0.5 if self.tensorflow else self.eps
         for name, p in self.parameters.items():
             if p.grad is not None:
                 decay, rate = self.weight_decay if p.ndim >= 2 else 0.0, lr * self.rates.get(name, 1.0)
-                K.adamw(p.data, p.grad, self.m[name], self.v[name], rate, *self.betas, self.eps, decay, self.steps, scale)
+                K.adamw(p.data, p.grad, self.m[name], self.v[name], rate, *self.betas, eps, decay, self.steps, scale)
 
     def zero_grad(self):
         """Drops all gradients."""

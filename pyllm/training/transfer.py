@@ -2,7 +2,8 @@
 from pyllm.errors import ConfigError
 from pyllm.folders import build
 
-TASKS = {"lm": None, "classify": "ForSequenceClassification", "tag": "ForTokenClassification", "span": "ForQuestionAnswering"}
+TASKS = {"lm": None, "classify": "ForSequenceClassification", "tag": "ForTokenClassification", "span": "ForQuestionAnswering",
+         "value": "ForValue"}
 
 
 def transfer(model, task, *, labels=None, dropout=None, seed=0):

@@ -78,8 +78,9 @@ def test_a_reward_model_learns_and_keeps_its_scale(here, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("loss", dpo_verb.LOSSES)
-def test_dpo_and_its_relatives_learn(here, tmp_path, loss):
+def test_dpo_and_its_relatives_learn(here, tmp_path, capsys, loss):
     assert pyllm_(here, "dpo", "pairs.jsonl", tmp_path / "r", *SHORT[:4], "--epochs", "6", "--loss", loss, "--accumulate", "2") == 0
+    assert "  before   " in (out := capsys.readouterr().out) and "logps/" not in out
     found = [line for line in log(tmp_path / "r") if "valid_loss" in line]
     assert found[-1]["valid_loss"] < found[0]["valid_loss"] and found[-1]["valid_rewards/accuracies"] == 1
     samples = read_log(tmp_path / "r/samples.jsonl")
@@ -148,6 +149,7 @@ def test_kto_learns(here, tmp_path):
                                         ("grpo", ("--max-completion-length", 8, "--num-generations", 3, "--beta", 0.1)),
                                         ("grpo", ("--max-completion-length", 8, "--algorithm", "rloo", "--num-generations", 2)),
                                         ("ppo", ("--response-length", 8, *LORA, "--base", "bf16")),
+                                        ("ppo", ("--response-length", 8, "--value", "model", "--tensorflow-eps")),
                                         ("grpo", ("--max-completion-length", 8, "--num-generations", 3, "--beta", 0.1, *LORA))])
 def test_a_policy_from_a_rule_stops_and_goes_on_with_the_same_bits(here, tmp_path, capsys, verb, more):
     arguments = ["--reward", f"{here / 'rules.py'}:kind", *POLICY, *more]

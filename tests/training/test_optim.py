@@ -17,10 +17,11 @@ def with_gradients(model, seed=0):
     return model
 
 
-def test_adamw_is_its_formula_and_only_matrices_decay():
+@pytest.mark.parametrize("tensorflow", [False, True])
+def test_adamw_is_its_formula_and_only_matrices_decay(tensorflow):
     model = with_gradients(tiny.filled(tiny.gpt2(), np.float64))
     before = {name: p.data.copy() for name, p in model.named_parameters()}
-    optimizer = training.AdamW(model, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.5)
+    optimizer = training.AdamW(model, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.5, tensorflow=tensorflow)
     m, v = 0.0, 0.0
     for step in (1, 2, 3):
         with_gradients(model, step)
@@ -30,7 +31,10 @@ def test_adamw_is_its_formula_and_only_matrices_decay():
         v = {n: 0.9 * (v[n] if v else 0) + 0.1 * g * g for n, g in gradients.items()}
         for name, w in before.items():
             w *= 1 - 0.01 * (0.5 if w.ndim == 2 else 0.0)
-            w -= 0.01 * (m[name] / (1 - 0.8**step)) / (np.sqrt(v[name] / (1 - 0.9**step)) + 1e-6)
+            if tensorflow:  # its documentation: a rate that both corrections are in, eps beside the moment as it is
+                w -= 0.01 * np.sqrt(1 - 0.9**step) / (1 - 0.8**step) * m[name] / (np.sqrt(v[name]) + 1e-6)
+            else:
+                w -= 0.01 * (m[name] / (1 - 0.8**step)) / (np.sqrt(v[name] / (1 - 0.9**step)) + 1e-6)
     assert {w.ndim for w in before.values()} == {1, 2} and optimizer.steps == 3
     for name, p in model.named_parameters():
         np.testing.assert_allclose(p.data, before[name], rtol=0, atol=1e-13, err_msg=name)
