@@ -10,8 +10,8 @@ class AdamW:
 
     betas: decay of the two moments. eps: added to the root of the second. weight_decay: the share of a weight, times lr, that a step
     takes away; weights of two or more dimensions decay, biases and the gains of norms do not. rates: {pattern of paths: factor of lr},
-    the first one that is found in a parameter's path counts, see pyllm.training.layerwise. tensorflow: eps is added as TensorFlow's Adam adds
-    it, before the second moment is corrected, so first steps are smaller (Huang et al. 2023). `steps` counts steps taken.
+    the first one that is found in a parameter's path counts, see pyllm.training.layerwise. tensorflow: eps is added where TensorFlow's
+    Adam adds it, before the second moment is corrected, so first steps are smaller (Huang et al. 2023). `steps` counts steps taken.
     """
 
     def __init__(self, model, *, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, rates=None, tensorflow=False):
