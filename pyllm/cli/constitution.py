@@ -18,6 +18,7 @@ from pyllm.cli.config import key
 @dataclass(frozen=True)
 class Model:
     path: str = key("", "a model folder, a .gguf file, or a run folder", flags=("model",))
+    precision: str = key("f32", "of the products' operands, in drawing and in learning", choices=("f32", "bf16"))
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def add_arguments(parser):
 
 
 def run(args):
+    from pyllm.autograd import precision
     from pyllm.cli.run import settings
     from pyllm.errors import ConfigError
 
@@ -106,7 +108,8 @@ def run(args):
     config = settings("constitution", args, SECTIONS)
     if not config.constitution.path:
         raise ConfigError("constitution: no principles; expected --constitution FILE or FOLDER")
-    return constitution(config, Path(args.out), args.resume)
+    with precision(config.model.precision):
+        return constitution(config, Path(args.out), args.resume)
 
 
 def constitution(config, out, resume=False):
@@ -268,9 +271,9 @@ def trained(verb, config, model, out, examples, stage, **options):
     table = {"model": {"path": str(model)}, "data": {"path": str(path)}, "peft": asdict(config.peft),
              "train": {"batch": stage.batch, "lr": rated(stage, config.peft).lr, "seed": config.constitution.seed, **options}}
     if verb == "ppo":
-        table["model"]["reward"] = str(out.with_name("reward"))
+        table["model"]["reward"], table["run"] = str(out.with_name("reward")), {"precision": config.model.precision}
     else:  # of few examples one is for validation all the same
-        table["data"]["fraction"] = min(0.9, 1 - 1 / len(examples))
+        table["data"]["fraction"], table["train"]["precision"] = min(0.9, 1 - 1 / len(examples)), config.model.precision
     code = getattr(module, verb)(resolve((table, "constitution"), sections=module.SECTIONS), out, resume=True)
     if not code and verb != "reward" and config.peft.method != "none":  # the next stage begins with a model of its own
         merge(model, out, out / "model")

@@ -296,7 +296,7 @@ def test_a_constitution_runs_is_resumed_and_inspected(here, tmp_path, capsys):
     assert main([*arguments, "--out", str(tmp_path / "whole")]) == 3 and "--resume goes on" in capsys.readouterr().err
     assert main(["constitution", "inspect", str(here)]) == 3
 
-    taught = [*arguments[:-1], "--method", "ppo", "--rl-batch", "4", "--rl-lr", "1e-3", "--out"]  # --unsound: it has no value
+    taught = [*arguments[:-1], "--method", "ppo", "--rl-batch", "4", "--rl-lr", "1e-3", "--precision", "bf16", "--out"]
     more = ["--unsound", "--peft", "lora", "--rank", "2"]
     assert main([*taught, str(tmp_path / "ppo"), *more]) == 0 and "aligned" in capsys.readouterr().out
     lines = log(tmp_path / "ppo/aligned")
