@@ -1,6 +1,8 @@
-"""Where in a text an answer stands, or that there is none: an encoder learns from SQuAD v2; exact match and F1 on passages it has not seen.
+"""Questions about a text, or that it has no answer: a model learns from SQuAD v2; exact match and F1 on passages it has not seen.
 
-    python examples/question_answering.py squadv2-samples --model MiniLM     # with squadv2_samples.csv: passages with questions
+    python examples/question_answering.py squadv2-samples --model SmolLM2.gguf   # with squadv2_samples.csv: passages with questions
+
+A decoder writes the answer, and learns by LoRA; an encoder (a folder, such as BERT's) says where in the text it stands.
 """
 import csv
 import re
@@ -13,12 +15,13 @@ import numpy as np
 import common
 
 import pyllm
-from pyllm import data, training
+from pyllm import data, peft, training
 from pyllm.evaluate import exact_match, token_f1
 from pyllm.evaluate.spans import best_threshold
 from pyllm.evaluate.tasks import Options, evaluate
+from pyllm.models.base import CausalLM
 from pyllm.models.bert import Bert, BertConfig
-from pyllm.objectives import span
+from pyllm.objectives import clm, span
 from pyllm.text import WordPiece
 
 NONE = "Not in background."
@@ -47,37 +50,59 @@ def example(passage, question, answers):
     return {"question": question, "context": passage, "answers": places, "references": [a for a, _ in places], "where": question}
 
 
-args = common.arguments(__doc__, model="a folder with a pretrained encoder (default: a small one from scratch)", steps="default 160")
-steps, began = int(args.steps or (3 if args.quick else 160)), time.monotonic()
+args = common.arguments(__doc__, model="a pretrained decoder or encoder, a folder or a .gguf file (default: a small encoder from scratch)",
+                        steps="default 160; of a decoder 120: an epoch and a half", shots="of a decoder before it learns (default 3)")
+began = time.monotonic()
 passages = list(questions(Path(args.data) / "squadv2_samples.csv").items())
 order = np.random.default_rng(args.seed).permutation(len(passages))
 cut = [len(order) * part // 10 for part in (6, 8)]  # six tenths to learn from, two for validation, two for the test
 train, valid, test = (Questions(example(passages[i][0], q, a) for i in part for q, a in passages[i][1].items())
                       for part in np.split(order, cut))
+print(f"{len(train)} questions to learn from, {len(valid)} for validation, {len(test)} for the test")
 if args.model:
-    base, tokenizer = pyllm.load(args.model)
+    model, tokenizer = pyllm.load(args.model)
 else:
     tokenizer = WordPiece.train([passage for passage, _ in passages], 500 if args.quick else 4000)
-    base = Bert.alone(BertConfig.from_sizes({"vocab_size": tokenizer.vocab_size, "layers": 2, "heads": 4, "width": 32, "context": 256})
-                      ).initialize(args.seed)
-model, new, _ = training.transfer(base, "span", seed=args.seed)
-print(f"{len(train)} questions to learn from, {len(valid)} for validation, {len(test)} for the test; new: {', '.join(new)}")
-options = dict(architecture="encoder", max_length=min(256, model.config.size("context")), stride=128)
-learned, held = (data.prepare(part, tokenizer, **options)[0] for part in (train, valid))
+    model = Bert.alone(BertConfig.from_sizes({"vocab_size": tokenizer.vocab_size, "layers": 2, "heads": 4, "width": 32, "context": 256})
+                       ).initialize(args.seed)
+writes = isinstance(model, CausalLM)
+options = Options(length=min(1024 if writes else 256, model.config.size("context")), stride=128, max_tokens=32)
 
-common.fit(model, span, data.row_batches(learned, batch=16, seed=args.seed), data.row_batches(held, batch=16, shuffle=False), args,
-           steps=steps, lr=2e-4 if args.model else 1e-3, every=max(1, steps // 5), by=lambda found: -found.metrics["accuracy"], ema=0.97,
-           betas=(0.9, 0.999))
-if args.out:
-    pyllm.save(model, tokenizer, args.out)
 
-windows = Options(length=options["max_length"], stride=128)
-for threshold in (0.0, best_threshold(evaluate("qa", model, tokenizer, valid, windows)[1])):  # as it is, and chosen on the validation
-    _, records = evaluate("qa", model, tokenizer, test, replace(windows, no_answer_threshold=threshold))
-    right, given = ([record[key] for record in records] for key in ("references", "prediction"))
-    print(f"the model: exact match {exact_match(given, right)}, F1 {token_f1(given, right)}, threshold {threshold:.2f}, "
-          f"{sum(not g for g in given) / len(given):.0%} without an answer")
+def score(when, questions, options, **more):
+    """Prints exact match and F1 of all questions, of those with an answer and of those without -> the records."""
+    with pyllm.precision(args.precision):
+        scores, records = evaluate("qa", model, tokenizer, questions, options, **more)
+    print(f"{when}: " + ", ".join(f"{name} {value}" for name, value in scores.items())
+          + f", {sum(not r['prediction'] for r in records) / len(records):.0%} without an answer", flush=True)
+    return records
+
+
 nothing = [""] * len(test)
+right = [question["references"] or [""] for question in test]
 print(f"always no answer: exact match {exact_match(nothing, right)}, F1 {token_f1(nothing, right)}")
-print(f"{test[0]['question']} {[best['text'] for best in records[0]['n_best']]}, right is {records[0]['references']}; "
-      f"{(time.monotonic() - began) / 60:.1f} minutes")
+if writes:
+    shots = int(args.shots or 3)
+    score(f"before, {shots} shots", test, replace(options, shots=shots, stop=("\n",)), pool=train)
+    peft.inject(model, peft.LoRA(rank=16, alpha=32.0), targets="all-linear", seed=args.seed)
+    objective, batch, steps, lr, by, ema = clm, {"tokens": 1024}, 120, 1e-3, lambda found: found.loss, 0.9
+else:
+    model, new, _ = training.transfer(model, "span", seed=args.seed)
+    objective, batch, steps, lr, by, ema = span, {"batch": 16}, 160, 2e-4, lambda found: -found.metrics["accuracy"], 0.97
+steps = int(args.steps or (3 if args.quick else steps))
+rows, held = (data.prepare(part, tokenizer, architecture="decoder" if writes else "encoder", max_length=options.length, stride=128)[0]
+              for part in (train, valid))
+common.fit(model, objective, data.row_batches(rows, seed=args.seed, **batch), data.row_batches(held, shuffle=False, **batch), args,
+           steps=steps, lr=lr if args.model else 1e-3, every=max(1, steps // 4), by=by, ema=ema, betas=(0.9, 0.999))
+print(f"{(time.monotonic() - began) / 60:.1f} minutes")
+records = score("the model", test, options)
+if not writes:  # how sure no answer has to be, chosen on the validation
+    threshold = best_threshold(evaluate("qa", model, tokenizer, valid, options)[1])
+    records = score(f"the model, threshold {threshold:.2f}", test, replace(options, no_answer_threshold=threshold))
+if args.out:
+    if writes:
+        peft.merge(model)
+    pyllm.save(model, tokenizer, args.out)
+for record in records[:5]:
+    print(f"{record['where']} {record['prediction']!r}, right is {record['references']}")
+print(f"{(time.monotonic() - began) / 60:.1f} minutes")

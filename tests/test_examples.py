@@ -48,6 +48,18 @@ def question_answering(folder):
                             "Not in background." if i % 2 else f"{text.split()[2]}|{text.split()[5]}", "x"])
 
 
+    decoder(folder / "decoder", phrases(20, 12))
+
+
+def decoder(path, texts):
+    from pyllm.folders import build, save
+    from pyllm.text import ByteLevelBPE
+
+    tokenizer = ByteLevelBPE.train(texts, 300, special_tokens=("<|endoftext|>",))
+    save(build(dict(model_type="gpt2", vocab_size=tokenizer.vocab_size, n_positions=512, n_embd=16, n_layer=2, n_head=2), seed=0), tokenizer,
+         path)
+
+
 def sentiment(folder):
     for split, count in (("train", 40), ("dev", 8), ("test", 8)):
         lines(folder / f"{split}.tsv", [f"{text}\t{i % 2}" for i, text in enumerate(phrases(count, 6))])
@@ -82,7 +94,7 @@ def peft_compare(folder):
 
 
 CASES = {text_generation: r"validation: [\d.]+ nats a character", translation: r"BLEU [\d.]+ .*nrefs:1", summarisation: r"rouge1 [\d.]+ \(",
-         question_answering: r"the model: exact match [\d.]+ .*F1", sentiment: r"accuracy [\d.]+ \(.* on the test",
+         question_answering: r"the model, threshold .*: exact_match [\d.]+ .*token_f1_answerable [\d.]+ ", sentiment: r"accuracy [\d.]+ \(.* on the test",
          rlhf_sentiment: r"\| PPO \| [\d.]+ \(", constitution: r"\| aligned \| [\d.]+ ",
          peft_compare: r"\| adalora \| [\d.]+ \+- 0.000 \| 1 \| [\d.]+ \|"}
 ADAPTED = {constitution: "out/adapter/adapter_model.safetensors", rlhf_sentiment: "out/model/model.safetensors", peft_compare: None}
@@ -112,5 +124,9 @@ def test_example(make, tmp_path):
         again = subprocess.run([*command, "--model", str(data / "decoder"), "--methods", "full,bitfit"], capture_output=True, text=True,
                                env={**os.environ, "PYTHONPATH": str(ROOT), "PYLLM_THREADS": "1"}, timeout=300, cwd=tmp_path)
         assert re.search(r"loss, nats.*\| bitfit \| [\d.]+ ", again.stdout, re.S), again.stdout + again.stderr
+    if make is question_answering:
+        again = subprocess.run([*command, "--model", str(data / "decoder")], capture_output=True, text=True,
+                               env={**os.environ, "PYTHONPATH": str(ROOT), "PYLLM_THREADS": "1"}, timeout=300, cwd=tmp_path)
+        assert re.search(r"before, 3 shots: exact_match [\d.]+ .*the model: exact_match", again.stdout, re.S), again.stdout + again.stderr
     if (made := ADAPTED.get(make, "out/model.safetensors")) is not None:
         assert (tmp_path / made).is_file()

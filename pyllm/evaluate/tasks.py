@@ -334,7 +334,9 @@ def _answer(model, tokenizer, examples, options):
     """A span of the context, or what is written; "" where there is no answer."""
     if not isinstance(model, SpanFinder):
         records = _write(model, tokenizer, examples, options)
-        return [{**r, "prediction": "" if r["prediction"] == "unanswerable" else r["prediction"]} for r in records]
+        none = "unanswerable"
+        return [{**r, "prediction": "" if text_metrics.normalized(r["prediction"]) == none else r["prediction"],
+                 "references": ["" if text == none else text for text in r["references"]]} for r in records]
     found = find_spans(model, tokenizer, examples, batch=options.batch, length=_context(model, options), stride=options.stride or STRIDE)
     records = []
     for example, (spans, none) in zip(examples, found):
@@ -355,7 +357,8 @@ def _score_answers(records, o):
     found = {"exact_match": text_metrics.exact_match(*_texts(records)), "token_f1": text_metrics.token_f1(*_texts(records), seed=o.seed)}
     for name, part in (("answerable", [r for r in records if any(r["references"])]),
                        ("unanswerable", [r for r in records if not any(r["references"])])):
-        if part and len(part) < len(records):
+        if part and len(part) < len(records):  # SQuAD 2.0's HasAns and NoAns
+            found[f"exact_match_{name}"] = text_metrics.exact_match(*_texts(part))
             found[f"token_f1_{name}"] = text_metrics.token_f1(*_texts(part), seed=o.seed)
     return found
 

@@ -1,6 +1,7 @@
 """Tasks: no result depends on the batch size; likelihoods, windows, choices and spans against their definitions."""
 import importlib.util
 import json
+from collections import namedtuple
 from functools import cache
 
 import numpy as np
@@ -28,6 +29,9 @@ SIZES = {
     "bert": dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=48,
                  initializer_range=0.3, id2label={"0": "bad", "1": "good", "2": "odd"}),
 }
+
+
+Said = namedtuple("Said", "text finish_reason")
 
 
 @cache
@@ -344,6 +348,21 @@ def test_the_threshold_is_the_one_with_the_largest_f1():
     for right, inside in (("cat", True), ("", False)):  # always, never
         part = [{**r, "references": [right]} for r in records]
         assert all((r["no_answer_score"] - r["score"] <= best_threshold(part)) == inside for r in part)
+
+
+def test_a_model_that_writes_says_that_there_is_no_answer_in_any_spelling(monkeypatch):
+    """Behind shots as without them: the question's own "no answer" is not a text to be matched."""
+    from pyllm.evaluate import tasks
+
+    net, tokenizer = model("llama")
+    monkeypatch.setattr(tasks, "generate", lambda m, t, prompts, **_: [Said(" Unanswerable.", "stop")] * len(prompts))
+    examples = [{"kind": "question", "question": q, "context": "a red mat", "answers": [], "references": known, "where": q}
+                for q, known in (("why", []), ("what", ["mat"]), ("who", []))]
+    for shots in (0, 1):
+        scores, records = evaluate("qa", net, tokenizer, examples, Options(max_tokens=2, shots=shots, length=64))
+        assert [r["prediction"] for r in records] == ["", "", ""] and scores["exact_match"].value == pytest.approx(2 / 3)
+        assert scores["exact_match_answerable"].value == 0 == scores["token_f1_answerable"].value
+        assert scores["token_f1_unanswerable"].value == 1
 
 
 def test_the_threshold_of_the_options_decides_and_the_n_best_have_probabilities():
