@@ -90,8 +90,9 @@ def run(args):
     return sft(runs.settings("sft", args, SECTIONS), args.out, args.resume)
 
 
-def sft(config, out, resume=False, until=None, watch=None):
-    """Runs a Config of SECTIONS in the folder `out` -> exit code; the rest as pyllm.cli.pretrain.pretrain."""
+def sft(config, out, resume=False, until=None, watch=None, show=True):
+    """Runs a Config of SECTIONS in the folder `out` -> exit code. show: an example with what is learned of it; the rest as
+    pyllm.cli.pretrain.pretrain."""
     from pyllm import peft, training
     from pyllm.cli.chat import template
     from pyllm.errors import ConfigError
@@ -123,7 +124,7 @@ def sft(config, out, resume=False, until=None, watch=None):
         raise ConfigError(f"train.metric={metric!r} is of whole examples: expected a folder with valid* files, not a share of the rows")
     model, labels = build(base, task, m, t.seed, examples["train"])
     for found in sets if config.data.check and not checkpoint else ():
-        look(config.data, model, tokenizer, found, labels)
+        look(config.data, model, tokenizer, found, labels, show)
     rows = render(config, model, tokenizer, examples, labels)
     learned = [rows["train"], *(rows_of_a_set(config, model, tokenizer, "more", found["train"], labels) for found in sets[1:])]
     out.mkdir(parents=True, exist_ok=True)
@@ -234,11 +235,11 @@ def shares_of(d):
     return shares
 
 
-def look(d, model, tokenizer, examples, labels):
-    """Shows an example with what is learned of it; ConfigError for data that would spoil the run."""
+def look(d, model, tokenizer, examples, labels, show=True):
+    """ConfigError for data that would spoil the run; shows an example with what is learned of it."""
     import sys
 
-    from pyllm.cli.data import pairs_of, shown
+    from pyllm.cli.data import pairs_of, say, shown
     from pyllm.data import lint
     from pyllm.errors import ConfigError, FormatError
 
@@ -249,8 +250,8 @@ def look(d, model, tokenizer, examples, labels):
                              max_length=row_length(d, model), truncation=d.truncation, stride=d.stride)
     except FormatError as error:
         raise ConfigError(f"data: {error}") from None
-    for line in shown(reports["train"].row, tokenizer, sys.stdout.isatty()) if reports["train"].row is not None else ():
-        print(line)
+    for line in shown(reports["train"].row, tokenizer, sys.stdout.isatty()) if show and reports["train"].row is not None else ():
+        say(line)
     if refused := lint.refusals(reports, allow):
         lines = [f"{part}: {lint.CHECKS[name][0]}: {100 * reports[part].share(name):.3g} %, such as {reports[part].found[name][0]}"
                  for part, name in refused]

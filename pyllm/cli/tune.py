@@ -10,6 +10,7 @@
 import argparse
 import re
 import shutil
+from itertools import chain, repeat
 from pathlib import Path
 
 from pyllm import plot
@@ -140,7 +141,9 @@ def _verb(name):
     """-> (the function of a verb that trains, its sections)."""
     from pyllm.cli import config, pretrain, sft
 
-    return {"sft": (sft.sft, sft.SECTIONS), "pretrain": (pretrain.pretrain, config.SECTIONS)}[name]
+    show = chain([True], repeat(False))  # the example of the data at the first trial
+    trial = lambda settings, folder, watch: sft.sft(settings, folder, watch=watch, show=next(show))
+    return {"sft": (trial, sft.SECTIONS), "pretrain": (pretrain.pretrain, config.SECTIONS)}[name]
 
 
 def _configured(sections, table, places, settings):

@@ -112,6 +112,7 @@ def test_real_runs(toml, tmp_path, capsys):
     space = toml('"train.lr" = {low = 1e-4, high = 1e-2, log = true}\n"train.batch" = [4, 8]')
     out = tmp_path / "search"
     assert main(["tune", space, "--out", str(out), "--trials", "3", "--keep"]) == 0
+    assert capsys.readouterr().out.count("[[learned]]") == 1  # an example of the data, once
     assert len(list((out / "trials").iterdir())) == 3 and all((p / "model").is_dir() for p in (out / "trials").iterdir())
     assert main(["tune", space, "--out", str(out), "--trials", "3"]) == 3 and "--resume" in capsys.readouterr().err
     assert main(["tune", space, "--out", str(out), "--trials", "4", "--resume"]) == 0
