@@ -56,8 +56,8 @@ def decoder(path, texts):
     from pyllm.text import ByteLevelBPE
 
     tokenizer = ByteLevelBPE.train(texts, 300, special_tokens=("<|endoftext|>",))
-    save(build(dict(model_type="gpt2", vocab_size=tokenizer.vocab_size, n_positions=512, n_embd=16, n_layer=2, n_head=2), seed=0), tokenizer,
-         path)
+    config = dict(model_type="gpt2", vocab_size=tokenizer.vocab_size, n_positions=512, n_embd=16, n_layer=2, n_head=2)
+    save(build(config, seed=0), tokenizer, path)
 
 
 def sentiment(folder):
@@ -94,7 +94,8 @@ def peft_compare(folder):
 
 
 CASES = {text_generation: r"validation: [\d.]+ nats a character", translation: r"BLEU [\d.]+ .*nrefs:1", summarisation: r"rouge1 [\d.]+ \(",
-         question_answering: r"the model, threshold .*: exact_match [\d.]+ .*token_f1_answerable [\d.]+ ", sentiment: r"accuracy [\d.]+ \(.* on the test",
+         question_answering: r"the model, threshold .*: exact_match [\d.]+ .*token_f1_answerable [\d.]+ ",
+         sentiment: r"accuracy [\d.]+ \(.* on the test",
          rlhf_sentiment: r"\| PPO \| [\d.]+ \(", constitution: r"\| aligned \| [\d.]+ ",
          peft_compare: r"\| adalora \| [\d.]+ \+- 0.000 \| 1 \| [\d.]+ \|"}
 ADAPTED = {constitution: "out/adapter/adapter_model.safetensors", rlhf_sentiment: "out/model/model.safetensors", peft_compare: None}
