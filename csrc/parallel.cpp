@@ -249,6 +249,8 @@ void read_ahead(std::initializer_list<Piece> pieces) {
         ahead.bytes[i].store(piece.bytes, std::memory_order_relaxed);
     }
     ahead.number.fetch_add(1, std::memory_order_relaxed);
+#else
+    (void)pieces;
 #endif
 }
 
