@@ -275,7 +275,7 @@ def chart(out, verb):
     for ax, (label, names) in zip(axes.flat, CURVES.items()):
         points = [(line["step"], line[name]) for line in lines for name in names if name in line]
         ax.plot(*zip(*points))
-        ax.set(ylabel=label if points else f"{label}: without a reference nobody knows")
+        ax.set(ylabel=label if points else f"{label.partition(',')[0]}: no reference to measure it from")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
     axes[1, 0].set(xlabel="iteration")
