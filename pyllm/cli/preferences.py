@@ -28,10 +28,10 @@ class Preferences(Finetune):
 def begin(verb, config, out, resume, kind):
     """-> (checkpoint to go on from or None, model, tokenizer, {"train", "valid"}: lists of Rows, or of pairs of them).
 
-    config.train gets its learning rate. ConfigError for examples that are not of `kind`.
+    config.train gets its learning rate. ConfigError for examples that are not of `kind`, or that would spoil the run.
     """
     from pyllm.cli.adapters import rated
-    from pyllm.cli.sft import open_model, read, render
+    from pyllm.cli.sft import look, open_model, read, render
     from pyllm.errors import ConfigError
 
     checkpoint, path = runs.newest(verb, out, resume), config.model.path
@@ -41,6 +41,8 @@ def begin(verb, config, out, resume, kind):
     if found["train"].kind != kind:
         keys = {"preference": "prompt, chosen, rejected", "unpaired": "prompt, completion, label"}[kind]
         raise ConfigError(f"{verb}: {config.data.path} has examples of kind {found['train'].kind}; expected {kind}: {keys}")
+    if config.data.check and not checkpoint:
+        look(config.data, model, tokenizer, found, None)
     rows = render(config, model, tokenizer, found, None)
     if kind == "preference":
         rows = {part: without_equals(verb, part, pairs) for part, pairs in rows.items()}

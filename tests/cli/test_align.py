@@ -48,12 +48,15 @@ def here(tmp_path_factory):
           [{"prompt": "film x is", "chosen": " good", "rejected": " good"}])
     write("single.jsonl", [{"prompt": p, "completion": " " + pick(KIND if i % 2 else UNKIND), "label": bool(i % 2)}
                            for i, p in enumerate(prompts)])
+    write("spoilt.jsonl", [{"prompt": f"{i}", "chosen": " good", "rejected": " good" if i % 2 else " " * (i // 2)} for i in range(4)])
     write("prompts.jsonl", [{"prompt": p} for p in prompts])
     (root / "rules.py").write_text("def kind(prompt, response):\n    return sum(response.count(c) for c in 'aeio')\n\n\nNUMBER = 3\n")
     return root
 
 
 def pyllm_(here, verb, data, out, *more):
+    if data == "pairs.jsonl":
+        more = (*more, "--allow", "same=0.04")
     return main([verb, "--model", str(here / "model"), "--data", str(here / data), "--out", str(out), *map(str, more)])
 
 
@@ -250,6 +253,8 @@ def test_ppo_against_a_learned_reward(here, tmp_path):
 def test_errors_before_compute(here, tmp_path, capsys):
     for verb, data, more, words in (
             ("dpo", "single.jsonl", (), "examples of kind unpaired; expected preference: prompt, chosen, rejected"),
+            ("reward", "spoilt.jsonl", (), "pairs whose chosen and rejected answers are the same: 50 %, such as spoilt.jsonl:2"),
+            ("dpo", "spoilt.jsonl", ("--allow", "same=0.5"), "examples with an empty answer, or no text: 50 %, such as spoilt.jsonl:1"),
             ("kto", "pairs.jsonl", (), "expected unpaired: prompt, completion, label"),
             ("ppo", "prompts.jsonl", (), "no reward; expected --reward"),
             ("ppo", "prompts.jsonl", ("--model", here / "scorer", "--reward", "x.py:y"), "is a SequenceClassifier; expected a language"),
