@@ -314,7 +314,7 @@ def shown(report):
     for name in ("before", "revised", "aligned"):
         if name in report:
             r = report[name]
-            rate = "-" if r["violation_rate"] is None else "{:.3f} ({:.2f} to {:.2f})".format(r["violation_rate"], *r["interval"])
+            rate = "-" if r["violation_rate"] is None else "{:.3f} ({:.2f} to {:.2f})".format(r["violation_rate"], *r.get("interval", (0, 1)))
             print(f"{name:12}{rate:<20}  {r['evasive_rate']:7.3f}  {r['helpfulness']:19.3f}  {r['words']:5.1f}")
     c = report["comparisons"]
     if c["comparisons"]:
@@ -333,10 +333,13 @@ def inspect(out, count):
         print(f"prompt      {r['prompt']}\n  answer    {r['response']}{marked(r['violations'])}")
         for turn in r["rounds"]:
             print(f"  by        {turn['principle']}\n  critique  {turn['critique']}\n  revision  {turn['revision']}"
-                  f"{marked(turn['violations'])}")
+                  f"{marked(turn['violations'])}{'' if turn['sound'] else '  [not sound]'}")
+            for draft in turn["drafts"]:
+                print(f"    drawn before and not sound: {draft}")
     if (out / "comparisons.jsonl").is_file():
         for r in read_log(out / "comparisons.jsonl")[:count]:
             places = f" ({r['first']:.2f} in place A, {r['second']:.2f} in place B)" if "first" in r else ""
+            places += "" if r.get("agree", True) else ", which is left out"
             print(f"prompt      {r['prompt']}\n  by        {r['principle']}: the first is better with probability {r['probability']:.2f}"
                   f"{places}\n  first     {r['a']}{marked(r['violations'][0])}\n  second    {r['b']}{marked(r['violations'][1])}")
     if (out / "report.json").is_file():
