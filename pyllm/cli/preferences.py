@@ -136,9 +136,8 @@ def learn(verb, config, out, model, tokenizer, rows, objective, checkpoint, *, t
     code = runs.run(verb, out, replace(t, eval_every=t.eval_every or an_epoch), steps=steps, warmup=int(t.warmup_ratio * steps),
                     model=model, tokenizer=tokenizer, objective=objective, batches=train, evaluate=evaluate or scores, sample=sample,
                     rates=peft.rates(model), base=config.model.path, checkpoint=checkpoint, until=until)
-    if sample and t.sample_tokens and not code:
-        last = training.read_log(out / "samples.jsonl")[-1]["samples"]
-        runs.table([(s["prompt"], repr(s["before"]), repr(s["text"])) for s in last[:3]])
+    for last in training.read_log(out / "samples.jsonl")[-1:]:  # none where the run has none, or stopped before the first
+        runs.table([(s["prompt"], repr(s["before"]), repr(s["text"])) for s in last["samples"][:3]])
     return code
 
 

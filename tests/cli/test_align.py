@@ -44,19 +44,18 @@ def here(tmp_path_factory):
     pyllm.save(build({**classifier, "num_labels": 1}, seed=0), tokenizer, root / "short")
     prompts = [f"film {i} is" for i in range(24)]
     write = lambda name, records: (root / name).write_text("".join(json.dumps(r) + "\n" for r in records))  # noqa: E731
-    write("pairs.jsonl", [{"prompt": p, "chosen": " " + pick(KIND), "rejected": " " + pick(UNKIND)} for p in prompts] +
-          [{"prompt": "film x is", "chosen": " good", "rejected": " good"}])
+    pairs = [{"prompt": p, "chosen": " " + pick(KIND), "rejected": " " + pick(UNKIND)} for p in prompts]
+    write("pairs.jsonl", pairs)
+    write("equal.jsonl", [*pairs, {"prompt": "film x is", "chosen": " good", "rejected": " good"}])
     write("single.jsonl", [{"prompt": p, "completion": " " + pick(KIND if i % 2 else UNKIND), "label": bool(i % 2)}
                            for i, p in enumerate(prompts)])
-    write("spoilt.jsonl", [{"prompt": f"{i}", "chosen": " good", "rejected": " good" if i % 2 else " " * (i // 2)} for i in range(4)])
+    write("empty.jsonl", [{"prompt": f"{i}", "chosen": " good", "rejected": " bad" * (i % 2)} for i in range(4)])
     write("prompts.jsonl", [{"prompt": p} for p in prompts])
     (root / "rules.py").write_text("def kind(prompt, response):\n    return sum(response.count(c) for c in 'aeio')\n\n\nNUMBER = 3\n")
     return root
 
 
 def pyllm_(here, verb, data, out, *more):
-    if data == "pairs.jsonl":
-        more = (*more, "--allow", "same=0.04")
     return main([verb, "--model", str(here / "model"), "--data", str(here / data), "--out", str(out), *map(str, more)])
 
 
@@ -70,7 +69,8 @@ def log(run):
 
 
 def test_a_reward_model_learns_and_keeps_its_scale(here, tmp_path, capsys):
-    assert pyllm_(here, "reward", "pairs.jsonl", tmp_path / "r", *SHORT[:4], "--epochs", "8", "--center", "0.01") == 0
+    more = ("--epochs", "8", "--center", "0.01", "--allow", "same=0.04")
+    assert pyllm_(here, "reward", "equal.jsonl", tmp_path / "r", *SHORT[:4], *more) == 0
     out = capsys.readouterr().out
     assert "1 pairs dropped: chosen equals rejected" in out and "new        score.weight" in out and "calibration_error" in out
     found = [line for line in log(tmp_path / "r") if "valid_accuracy" in line]
@@ -253,8 +253,8 @@ def test_ppo_against_a_learned_reward(here, tmp_path):
 def test_errors_before_compute(here, tmp_path, capsys):
     for verb, data, more, words in (
             ("dpo", "single.jsonl", (), "examples of kind unpaired; expected preference: prompt, chosen, rejected"),
-            ("reward", "spoilt.jsonl", (), "pairs whose chosen and rejected answers are the same: 50 %, such as spoilt.jsonl:2"),
-            ("dpo", "spoilt.jsonl", ("--allow", "same=0.5"), "examples with an empty answer, or no text: 50 %, such as spoilt.jsonl:1"),
+            ("reward", "equal.jsonl", (), "pairs whose chosen and rejected answers are the same: 4 %, such as equal.jsonl:25"),
+            ("dpo", "empty.jsonl", (), "examples with an empty answer, or no text: 50 %, such as empty.jsonl:1"),
             ("kto", "pairs.jsonl", (), "expected unpaired: prompt, completion, label"),
             ("ppo", "prompts.jsonl", (), "no reward; expected --reward"),
             ("ppo", "prompts.jsonl", ("--model", here / "scorer", "--reward", "x.py:y"), "is a SequenceClassifier; expected a language"),
