@@ -314,7 +314,9 @@ def shown(report):
     for name in ("before", "revised", "aligned"):
         if name in report:
             r = report[name]
-            rate = "-" if r["violation_rate"] is None else "{:.3f} ({:.2f} to {:.2f})".format(r["violation_rate"], *r.get("interval", (0, 1)))
+            rate = "-"
+            if r["violation_rate"] is not None:
+                rate = "{:.3f} ({:.2f} to {:.2f})".format(r["violation_rate"], *r.get("interval", (0, 1)))
             print(f"{name:12}{rate:<20}  {r['evasive_rate']:7.3f}  {r['helpfulness']:19.3f}  {r['words']:5.1f}")
     c = report["comparisons"]
     if c["comparisons"]:
