@@ -3,9 +3,11 @@ import csv
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -131,3 +133,22 @@ def test_example(make, tmp_path):
         assert re.search(r"before, 3 shots: exact_match [\d.]+ .*the model: exact_match", again.stdout, re.S), again.stdout + again.stderr
     if (made := ADAPTED.get(make, "out/model.safetensors")) is not None:
         assert (tmp_path / made).is_file()
+
+
+def test_ppo_of_the_constitution_learns_from_pairs():
+    """What --quick does not reach: its random model agrees with itself about nothing."""
+    import pyllm
+    from pyllm import peft
+
+    here = runpy.run_path(str(ROOT / "examples/constitution.py"))
+    model, tokenizer = here["tiny"]()
+    pyllm.quantize(model, "q8_0")
+    peft.inject(model, peft.LoRA(rank=4), seed=0)
+    args = SimpleNamespace(quick=True, seed=0, base="q8_0", reward_epochs=3, reward_lr=1e-2, iterations=2, ppo_batch=4, ppo_lr=1e-3,
+                           kl_coef=0.05, tokens=6)
+    pairs = [tuple(here["row"](tokenizer, f"one {i}", text) for text in ("one two", "three " * (i % 3 + 1))) for i in range(20)]
+    reward, found = here["preference_model"](pairs, args)
+    assert found.accuracy == 1 and found.pairs == 3
+    before = [p.data.copy() for p in model.parameters() if p.requires_grad]
+    here["reinforce"](model, reward, [here["asked"](tokenizer, [("user", f"one {i}")]) for i in range(8)], here["end_of"](tokenizer), args)
+    assert any((a != p.data).any() for a, p in zip(before, (p for p in model.parameters() if p.requires_grad)))

@@ -117,7 +117,8 @@ def _draft(args):
 
 
 def opened(path, adapters=(), packed=False):
-    """-> (model, tokenizer) as pyllm.cli.sft.open_model, with adapters in force; path: also a run that learned one, which is the first."""
+    """-> (model, tokenizer) as pyllm.cli.sft.open_model, with adapters in force; path: also a run that learned one, which is the first,
+    unless it is merged into a model beside it."""
     from pyllm import peft
     from pyllm.cli.merge import adapted
     from pyllm.cli.sft import open_model
@@ -125,7 +126,7 @@ def opened(path, adapters=(), packed=False):
     from pyllm.io.files import read_json
 
     learned = Path(path, "adapter", "adapter_config.json")
-    if learned.is_file():
+    if learned.is_file() and not Path(path, "model", "config.json").is_file():
         base = read_json(learned)["base_model_name_or_path"]
         if not base:
             raise FormatError(f"{learned}: no base_model_name_or_path. Hint: --model BASE --adapter {path}")

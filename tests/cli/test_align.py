@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 import pyllm
+from pyllm import peft
 from pyllm.align import InvariantError, RewardModel, rollout
 from pyllm.cli import dpo as dpo_verb
 from pyllm.cli import main, preferences
 from pyllm.cli import run as runs
 from pyllm.cli.adapters import METHODS
+from pyllm.cli.generate import opened
 from pyllm.cli.config import read_toml
 from pyllm.cli.policies import open_reward
 from pyllm.data.render import rows_of
@@ -308,4 +310,5 @@ def test_a_constitution_runs_is_resumed_and_inspected(here, tmp_path, capsys):
     assert len(lines) == 3 and lines[0]["objective/kl"] == 0 and all(line["objective/scores_std"] > 0 for line in lines)
     assert (tmp_path / "ppo/comparisons.jsonl").read_bytes() != (tmp_path / "whole/comparisons.jsonl").read_bytes()  # LoRA's answers
     assert (tmp_path / "ppo/reward/adapter/adapter_config.json").is_file() and weights(tmp_path / "ppo/revised")
+    assert not peft.names(opened(str(tmp_path / "ppo/aligned"))[0])  # the merged model, which needs no base
     assert main([*taught, str(tmp_path / "no"), "--unsound", "--peft", "prefix"]) == 3 and "that can be merged" in capsys.readouterr().err
