@@ -168,13 +168,15 @@ def direct(policy, base, prompts, reward, steps, seed, eos, pairs=1024):
 
 
 def at_kl(curve, kl, name):
-    """-> the value of `name` where the curve first reaches a divergence, between its points; None where it does not."""
+    """-> the value of `name` where the curve last passes a divergence, between its points; None where it does not.
+
+    Not the first: a policy that went further and was drawn back has bought more with the same nats.
+    """
     if kl == 0:
         return curve[0][name]
-    for before, after in zip(curve, curve[1:]):
-        if before["kl"] <= kl <= after["kl"]:
-            share = (kl - before["kl"]) / max(after["kl"] - before["kl"], 1e-9)
-            return before[name] + share * (after[name] - before[name])
+    for before, after in reversed(list(zip(curve, curve[1:]))):
+        if min(before["kl"], after["kl"]) <= kl <= max(before["kl"], after["kl"]) and before["kl"] != after["kl"]:
+            return before[name] + (kl - before["kl"]) / (after["kl"] - before["kl"]) * (after[name] - before[name])
     return None
 
 
@@ -212,17 +214,17 @@ def report(out, start):
         for number, (method, runs) in enumerate(curves.items()):
             for curve in runs:
                 ax.plot([p["kl"] for p in curve], [p[name] for p in curve], color=f"C{number}", alpha=0.25, linewidth=1)
-            points = [(kl, [at_kl(curve, kl, name) for curve in runs]) for kl in (0, 1, 2, 3, 4, 6, 8, 10)]
+            points = [(kl, [at_kl(curve, kl, name) for curve in runs]) for kl in (0, 1, 2, 3, 4, 5, 6, 7, 8, 10)]
             points = [(kl, values) for kl, values in points if values and None not in values]
             if points:
                 at, mean = [kl for kl, _ in points], np.array([np.mean(v) for _, v in points])
                 reach = [mean - [min(v) for _, v in points], [max(v) for _, v in points] - mean]
                 ax.errorbar(np.array(at) + 0.06 * (number - 1.5), mean, reach, color=f"C{number}", marker="o", markersize=5, capsize=3,
-                            linewidth=2, label=method.upper())
+                            linewidth=2, label=f"{method.upper()} ({len(runs)})")
         ax.set(xlabel="KL to the language model, nats a response", ylabel=label, xlim=(-0.3, MOST + 2))
         ax.axvline(MOST, color="grey", linestyle=":")
         ax.grid(alpha=0.3)
-    axes[0].legend(title=f"mean and range of {len(seeds)} seeds", loc="lower right")
+    axes[0].legend(title="mean and range (seeds)", loc="lower right")
     figure.suptitle("What a nat buys: film reviews made kinder, held-out prompts")
     figure.savefig(out / "reward-kl.png", dpi=120)
 
