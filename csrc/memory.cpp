@@ -11,6 +11,9 @@
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 namespace {
 
@@ -38,11 +41,21 @@ struct Pool {
     std::map<std::size_t, std::vector<void*>> free;  // size class -> blocks
     std::unordered_map<void*, std::size_t> taken;
     PoolStats stats{0, 0, 0, 0};
+    std::size_t dropped = 0;
 
+    // malloc keeps what lies between blocks in use, and a run whose rows have ever other lengths took twice its memory: so now and then it
+    // is told to return the pages.
     void drop_largest() {
         auto last = std::prev(free.end());
         std::free(last->second.back());
         stats.cached -= last->first;
+        dropped += last->first;
+#ifdef __GLIBC__
+        if (dropped > stats.peak / 8) {
+            malloc_trim(0);
+            dropped = 0;
+        }
+#endif
         last->second.pop_back();
         if (last->second.empty()) free.erase(last);
     }

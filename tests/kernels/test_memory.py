@@ -58,3 +58,27 @@ def test_a_freed_block_serves_what_needs_two_thirds_of_it():
     K.empty((2_000_000 // 4,))
     assert calls() == before + 1
     K._C.trim()
+
+
+def test_rows_of_ever_other_lengths_take_little_more_than_the_longest():
+    """Twice as much, when what malloc keeps between blocks in use is never returned."""
+    code = """
+import json
+import numpy as np
+from pyllm import kernels as K
+from pyllm.measure import peak_rss_mb
+before, most = peak_rss_mb(), 0
+for n in np.random.default_rng(0).integers(100, 420, 12):
+    kept = []
+    for width in 20 * (576, 576, 192, 1536, 576, 1536):
+        kept.append(K.empty((int(n), width)))
+        kept[-1][...] = 1
+        passing = K.empty((int(n), width))
+        passing[...] = 1
+    most = max(most, sum(a.nbytes for a in kept) / 1e6)
+    del kept, passing
+print(json.dumps([peak_rss_mb() - before, most]))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    taken, most = json.loads(done.stdout)
+    assert taken < 1.6 * most, (taken, most)
