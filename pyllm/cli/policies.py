@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pyllm import plot
 from pyllm.cli import run as runs
-from pyllm.cli.adapters import Peft, adapt
+from pyllm.cli.adapters import Peft, adapt, rated
 from pyllm.cli.config import key
 
 HELD = 8  # prompts that are never learned from: the samples are of them
@@ -66,8 +66,13 @@ def sections(config, about, model=Model):
         if f.name in about:
             words, *limits = about[f.name]
             kind = f.type if isinstance(f.type, type) else float  # float or None, which stands as 0
-            made.append((f.name, kind, key(kind(f.default or 0) if kind is float else f.default, words, *limits)))
-    return {"model": model, "data": Data, "train": make_dataclass(config.__name__, made, frozen=True), "peft": Peft, "run": Run}
+            default = kind(f.default or 0) if kind is float else f.default
+            if f.name == "lr":
+                words += f"; 0 = {default:g}, of LoRA {10 * default:g}, of other adapters as much more as in sft"
+                rate, default = default, 0.0
+            made.append((f.name, kind, key(default, words, *limits)))
+    train = make_dataclass(config.__name__, made, frozen=True, namespace={"ALL": rate})
+    return {"model": model, "data": Data, "train": train, "peft": Peft, "run": Run}
 
 
 def open_reward(path, tokenizer, step=""):
@@ -148,6 +153,7 @@ def learn(verb, config, kind, out, resume=False):
 
     if not config.model.reward:
         raise ConfigError(f"{verb}: no reward; expected --reward RUN of pyllm reward, or --reward FILE.py:FUNCTION")
+    config.train = rated(config.train, config.peft)
     optional = {f.name for f in fields(kind) if f.default is None}
     c = kind(**{name: value for name, value in asdict(config.train).items() if value or name not in optional})
     r, ppo = config.run, verb == "ppo"
@@ -167,7 +173,8 @@ def learn(verb, config, kind, out, resume=False):
     held, prompts = prompts[: min(HELD, len(prompts) // 2)], prompts[min(HELD, len(prompts) // 2) :]
     out.mkdir(parents=True, exist_ok=True)
     write_toml(out / "config.resolved.toml", config.table())
-    print(f"model      {type(model).__name__}, {model.config.model_type}, {model.num_parameters():,} parameters", flush=True)
+    print(f"model      {type(model).__name__}, {model.config.model_type}, {model.num_parameters():,} parameters\n"
+          f"steps      {c.steps} iterations of {c.batch} prompts; learning rate {c.lr:g}", flush=True)
     value = None
     if ppo and config.model.value == "model":
         value, *_ = training.transfer(quantize(align.frozen_copy(model), "f32"), "value", seed=c.seed)

@@ -248,6 +248,9 @@ def test_ppo_against_a_learned_reward(here, tmp_path):
     assert pyllm_(here, "ppo", "prompts.jsonl", tmp_path / "r", "--reward", tmp_path / "reward", *POLICY, "--response-length", 6) == 0
     lines = log(tmp_path / "r")
     assert [line["step"] for line in lines] == [1, 2, 3] and lines[0]["objective/kl"] == 0
+    assert pyllm_(here, "ppo", "prompts.jsonl", tmp_path / "lora", "--reward", tmp_path / "reward", *POLICY[:4], *LORA,
+                  "--response-length", 6) == 0
+    assert log(tmp_path / "lora")[0]["lr"] == 3e-5  # ten times that of all weights, as sft has it
     samples = read_log(tmp_path / "r/samples.jsonl")
     assert [s["step"] for s in samples] == [0, 2, 3] and all(row["text"] is not None for row in samples[0]["samples"])
 
