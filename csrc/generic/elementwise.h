@@ -122,7 +122,7 @@ INLINE VU lane_numbers() {
 }
 
 // Words of the counter-based generator: of W neighbouring counters from `low` on, their upper halves `high` all the same.
-INLINE VU drawn_low(uint32_t low, uint64_t key) { return mix((lane_numbers() + low) * 0x9E3779B1u + uint32_t(key)); }
+INLINE VU drawn_low(uint32_t low, uint64_t key) { return mix(lane_numbers() * 0x9E3779B1u + (low * 0x9E3779B1u + uint32_t(key))); }
 INLINE uint32_t drawn_high(uint32_t high, uint64_t key) { return uint32_t(key >> 32) ^ high * 0x85EBCA77u; }
 INLINE VI drawn_keep(VU low, uint32_t high, uint32_t threshold) { return VI(mix(low ^ high) >= threshold + VU{}); }
 
