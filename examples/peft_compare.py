@@ -26,7 +26,7 @@ from pyllm.measure import peak_rss_mb
 from pyllm.models.base import CausalLM
 from pyllm.objectives import classify, clm
 
-WAYS = {  # name: (method or None for all weights, learning rate)
+WAYS = {  # name: (method or None for all weights, learning rate, {further layer of an encoder's head: its rate})
     "full": (None, 1e-4),
     "lora": (peft.LoRA(rank=8, alpha=16), 1e-3),
     "adalora": (peft.AdaLoRA(init_r=12, target_r=8, alpha=24), 2e-3),
@@ -35,7 +35,8 @@ WAYS = {  # name: (method or None for all weights, learning rate)
     "houlsby": (peft.Houlsby(reduction=4), 1e-3),
     "pfeiffer": (peft.Pfeiffer(), 2e-3),
     "parallel": (peft.Parallel(reduction=4), 1e-3),
-    "prefix": (peft.PrefixTuning(20, std=1.0), 2e-2),
+    # A prefix reaches no layer, so it cannot adapt the pooler, which has learned no labels: that belongs to its head, at a head's rate.
+    "prefix": (peft.PrefixTuning(20, projection=True), 1e-3, {"pooler.dense": 3e-3, "classifier": 3e-3}),
     "prompt": (peft.PromptTuning(20, init="sample_vocab"), 2e-2),
     "ia3": (peft.IA3(), 1e-2),
     "bitfit": (peft.BitFit(add=True), 3e-3),
@@ -73,13 +74,15 @@ def answers(args, base, tokenizer):
 
 def train_one(args, way):
     """Trains one of WAYS in this process -> its line of the results."""
-    method = WAYS[way][0]
+    method, _, *head = WAYS[way]
     base, tokenizer = pyllm.load(args.model)
     model, objective, train, look = (answers if isinstance(base, CausalLM) else labels)(args, base, tokenizer)
     if method is not None:
         targets = "all-linear" if isinstance(method, peft.LoRA) else None  # as Dettmers et al. 2023 advise; by default queries and values
-        peft.inject(model, method, targets=targets, seed=args.seed)
-    optimizer = training.AdamW(model, weight_decay=0.01, betas=(0.9, 0.999), rates=peft.rates(model))
+        head = head[0] if head and objective is classify else {}
+        peft.inject(model, method, targets=targets, seed=args.seed, modules_to_save=list(head) or None)
+    rates = {rf"{layer}\.": rate / float(args.rate) for layer, rate in dict(head).items()} | peft.rates(model)
+    optimizer = training.AdamW(model, weight_decay=0.01, betas=(0.9, 0.999), rates=rates)
     optimizer = peft.allocate(model, optimizer, args.steps)
     schedule = training.cosine(float(args.rate), args.steps, args.steps // 10, float(args.rate) / 50)
     records = list(pyllm.train(model, peft.orthogonal(objective), data.row_batches(train, batch=int(args.batch), seed=args.seed), optimizer,
@@ -92,6 +95,11 @@ def train_one(args, way):
     return {**({} if args.time else look()), "measure": "loss, nats" if objective is clm else "accuracy, %",
             "trainable": 100 * report.share, "ms": 1e3 * float(np.median([r.seconds for r in records])), "mb": memory, "kb": size / 1e3,
             "loss": float(np.mean([r.loss for r in records[-20:]]))}
+
+
+def settings(way):
+    method, _, *head = WAYS[way]
+    return " ".join(map(repr, [method, *head]))
 
 
 def read(path):
@@ -115,15 +123,14 @@ def table(rows, measure):
 def chart(rows, measure, path):
     if (pyplot := plot.pyplot(path)) is None:
         return
-    figure, panels = pyplot.subplots(2, 2, figsize=(11, 8), layout="constrained")
-    titles = (measure, "ms a step", "peak memory, MB", "file of the adapter, kB")
-    for axes, key, title in zip(panels.flat, ("score", "ms", "mb", "kb"), titles):
-        for way, row in rows.items():
-            axes.errorbar(row["trainable"][0], row[key][0], yerr=row[key][1] or None, fmt="o", capsize=3)
-            axes.annotate(way, (row["trainable"][0], row[key][0]), xytext=(5, 4), textcoords="offset points", fontsize=8)
-        axes.set(xscale="log", yscale="log" if key == "kb" else "linear", xlabel="trained share of the parameters, %", title=title)
-        axes.margins(0.15)
-        axes.grid(alpha=0.3)
+    panels = {"score": measure, "trainable": "trained, %", "ms": "ms a step", "mb": "peak memory, MB", "kb": "file of the adapter, kB"}
+    figure, axes = pyplot.subplots(1, len(panels), sharey=True, figsize=(13, 1.2 + 0.3 * len(rows)), layout="constrained")
+    for ax, (key, title) in zip(axes, panels.items()):
+        for i, row in enumerate(rows.values()):
+            ax.errorbar(row[key][0], i, xerr=row[key][1] or None, fmt="o", capsize=3, color=f"C{i % 10}")
+        ax.set(xscale="log" if key in ("trainable", "kb") else "linear", title=title, yticks=range(len(rows)), yticklabels=rows)
+        ax.grid(alpha=0.3)
+    axes[0].invert_yaxis()
     figure.savefig(path, dpi=120)
 
 
@@ -143,7 +150,7 @@ folder.mkdir(parents=True, exist_ok=True)
 kept, times = folder / ("times.jsonl" if args.time else "peft.jsonl"), folder / "times.jsonl"
 ways = args.methods.split(",") if args.methods else list(WAYS)
 shared = {"data": Path(args.data).name, "model": Path(args.model).name, "batch": int(args.batch)}
-jobs = [{**shared, "steps": args.steps, "method": way, "settings": repr(WAYS[way][0]), "seed": int(seed),
+jobs = [{**shared, "steps": args.steps, "method": way, "settings": settings(way), "seed": int(seed),
          "lr": float(args.rate or WAYS[way][1])} for seed in (args.seeds or str(args.seed)).split(",") for way in ways]
 for job in jobs:
     if any(job.items() <= line.items() for line in read(kept)):

@@ -120,7 +120,8 @@ def adapt(model, p, seed):
     if targets and targets != "all-linear" and not set(targets) & set("*+?()[]\\|^$"):
         targets = [t.strip() for t in targets.split(",")]
     peft.inject(model, method, targets, seed)
-    print(f"adapter    {str(peft.report(model)).splitlines()[0]}", flush=True)
+    packed = "" if p.base == "f32" else f" over {p.base}"
+    print(f"adapter    {p.method}{packed}, {len(peft.adapters(model))} layers; {str(peft.report(model)).splitlines()[0]}", flush=True)
 
 
 def method_of(p):
