@@ -36,7 +36,7 @@ WAYS = {  # name: (method or None for all weights, learning rate, {further layer
     "pfeiffer": (peft.Pfeiffer(), 2e-3),
     "parallel": (peft.Parallel(reduction=4), 1e-3),
     # A prefix reaches no layer, so it cannot adapt the pooler, which has learned no labels: that belongs to its head, at a head's rate.
-    "prefix": (peft.PrefixTuning(20, projection=True), 1e-3, {"pooler.dense": 3e-3, "classifier": 3e-3}),
+    "prefix": (peft.PrefixTuning(20, std=1.0), 3e-2, {"pooler.dense": 3e-3, "classifier": 3e-3}),
     "prompt": (peft.PromptTuning(20, init="sample_vocab"), 2e-2),
     "ia3": (peft.IA3(), 1e-2),
     "bitfit": (peft.BitFit(add=True), 3e-3),
