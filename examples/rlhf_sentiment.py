@@ -133,7 +133,7 @@ def improve(method, base, prompts, reward, evaluate, steps, seed, eos, every, pa
     if method == "ppo":
         actor = align.ActorCritic(policy)
         config = align.PPOConfig(steps=steps, batch=64, micro_batch=64, response_length=RESPONSE, temperature=1.0, lr=3e-4, lr_end=3e-5,
-                                 kl_coef=0.07, num_mini_batches=2, seed=seed, vf_coef=0.1)
+                                 kl_coef=0.05, num_mini_batches=2, seed=seed, vf_coef=0.1)
         run = align.ppo(actor, base, prompts, reward, training.AdamW(actor, betas=(0.9, 0.999), weight_decay=0.0), config, stop=(eos,))
     elif method in ("grpo", "rloo"):
         config = align.GRPOConfig(algorithm=method, steps=steps, batch=16, num_generations=4, micro_batch=64, lr=5e-4, lr_end=5e-5,
