@@ -1,7 +1,8 @@
 """Ctrl-C and SIGTERM that wait for the end of a step."""
+import os
 import signal
-import sys
 import threading
+from contextlib import suppress
 
 
 class Interrupt:
@@ -35,4 +36,5 @@ class Interrupt:
         if self.signal:
             raise KeyboardInterrupt
         self.signal = number
-        print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+        with suppress(OSError):  # past sys.stderr, in the middle of whose write this may be
+            os.write(2, b"\nstopping after this step; once more to stop at once\n")

@@ -1,4 +1,5 @@
 """pyllm pretrain as a person runs it: run folder, resume, kill -9, signals, errors."""
+import io
 import json
 import os
 import random
@@ -165,6 +166,23 @@ def test_a_second_signal_stops_at_once():
         assert stop.code == 130
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_in_the_middle_of_a_line_of_progress_is_noted(monkeypatch, capfd):
+    from pyllm.cli.interrupt import Interrupt
+
+    class Terminal(io.RawIOBase):
+        writable = lambda self: True
+
+        def write(self, data):
+            if not stop.signal:
+                signal.raise_signal(signal.SIGINT)
+            return len(data)
+
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BufferedWriter(Terminal())))
+    with Interrupt() as stop:
+        print("step 1", file=sys.stderr, flush=True)
+    assert stop.code == 130 and "stopping after this step" in capfd.readouterr().err
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(text, tmp_path):
