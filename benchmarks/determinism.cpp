@@ -35,7 +35,7 @@ int main(int, char** arguments) {
     const index_t n = 2048, c = 768, wide = 3072;
     const std::vector<float> x = numbers(n * wide), dy = numbers(n * c), w = numbers(c);
     const std::vector<float> mean(std::size_t(n), 0.0f), rstd(std::size_t(n), 1.7f);
-    std::vector<float> dx(std::size_t(n * c)), dw(std::size_t(c)), db(std::size_t(wide));
+    std::vector<float> dx(dy), dw(w), db(numbers(wide));
     volatile double sink = 0;
     timed("sum_squares", [&] { sink = k.sum_squares(x.data(), n * wide); });
     timed("column_sum", [&] { k.column_sum(x.data(), db.data(), n, wide); });
@@ -45,7 +45,7 @@ int main(int, char** arguments) {
     timed("rms_norm_vjp", [&] { k.rms_norm_vjp(dy.data(), x.data(), w.data(), rstd.data(), dx.data(), dw.data(), n, c); });
     const index_t t = 1024, h = 12, d = 64, size = t * h * d;
     const std::vector<float> q = numbers(size), key = numbers(size), v = numbers(size), dout = numbers(size);
-    std::vector<float> out(q), dq(q), dk(q), dv(q), lse(std::size_t(t * h));
+    std::vector<float> out(q), dq(q), dk(q), dv(q), lse(numbers(t * h));
     AttentionArgs g{};
     g.q = q.data(), g.k = key.data(), g.v = v.data(), g.dout = dout.data();
     g.out = out.data(), g.lse = lse.data(), g.dq = dq.data(), g.dk = dk.data(), g.dv = dv.data();
