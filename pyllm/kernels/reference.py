@@ -273,7 +273,7 @@ def attention(q, k, v, *, causal=True, window=0, segments=None, starts=None, bia
     top = s.max(-1, keepdims=True, initial=-np.inf)
     e = np.exp(s - np.where(np.isneginf(top), 0, top))
     total = e.sum(-1, keepdims=True)
-    p = cut(e) / np.where(total == 0, 1, total) * _kept(e, dropout, key)
+    p = cut(e) / np.where(total == 0, 1, total) * _dropout_factors(e, dropout, key)
     with np.errstate(divide="ignore"):
         lse = (np.log(total) + top)[..., 0]
     return np.einsum("bhqk,bkhd->bqhd", p, _groups(cut(v), q)), lse
@@ -286,7 +286,7 @@ def attention_vjp(dout, q, k, v, out, lse, *, causal=True, window=0, segments=No
     q, k, v, rounded = cut(q), cut(k), cut(v), cut(dout)
     s = _scores(q, k, causal, window, segments, starts, bias, scale)
     p = np.exp(s - np.where(np.isneginf(lse), 0, lse)[..., None])
-    kept = _kept(p, dropout, key)  # forward: out = (p * kept) @ v
+    kept = _dropout_factors(p, dropout, key)  # forward: out = (p * kept) @ v
     dp = np.einsum("bqhd,bkhd->bhqk", rounded, _groups(v, q)) * kept
     ds = p * (dp - np.einsum("bqhd,bqhd->bhq", dout, out)[..., None])
     c = q.dtype.type(q.shape[-1] ** -0.5 if scale is None else scale)  # forward: s = c * q @ k^T + bias
@@ -303,7 +303,7 @@ def attention_vjp(dout, q, k, v, out, lse, *, causal=True, window=0, segments=No
     return *grads, dbias
 
 
-def _kept(p, dropout, key):
+def _dropout_factors(p, dropout, key):
     """p:(B, H, Tq, Tk) -> what its elements are multiplied with: 0, or 1 / (1 - dropout)."""
     if not dropout:
         return p.dtype.type(1)

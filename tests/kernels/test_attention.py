@@ -13,6 +13,7 @@ from pyllm.kernels import reference
 ISAS = [name for name in K.available() if name != "reference"]
 every_isa = pytest.mark.parametrize("isa", ISAS)
 both_precisions = pytest.mark.parametrize("reduced", [False, True], ids=["f32", "bf16"])
+dropped = pytest.mark.parametrize("dropout", [0.0, 0.3])
 LENGTHS = st.sampled_from([0, 1, 2, 5, 31, 32, 33, 95, 96, 97, 130, 239, 240, 241, 257])
 SIZES = st.sampled_from([1, 3, 4, 7, 8, 15, 16, 17, 32, 48, 64, 65, 80, 128, 256])
 
@@ -93,19 +94,21 @@ def test_matches_the_reference(isa, data):
 
 @every_isa
 @both_precisions
+@dropped
 @pytest.mark.parametrize("options", [dict(), dict(causal=False), dict(window=300), dict(segments=True), dict(bias="h")], ids=str)
-def test_several_tiles(isa, options, reduced):
+def test_several_tiles(isa, options, dropout, reduced):
     K.use(isa)
-    *case, need_bias, wants = large(0, 1, 700, 700, 2, 1, 40, **options)
+    *case, need_bias, wants = large(0, 1, 700, 700, 2, 1, 40, dropout=dropout, **options)
     check(*case, need_bias, reduced, wants)
 
 
 @every_isa
 @both_precisions
+@dropped
 @pytest.mark.parametrize("tq", [1, 3, 700])
-def test_more_keys_than_one_part_of_the_forward(isa, tq, reduced):
+def test_more_keys_than_one_part_of_the_forward(isa, tq, dropout, reduced):
     K.use(isa)
-    *case, need_bias, wants = large(0, 1, tq, 2100, 2, 1, 24, causal=tq > 3)
+    *case, need_bias, wants = large(0, 1, tq, 2100, 2, 1, 24, dropout=dropout, causal=tq > 3)
     check(*case, need_bias, reduced, wants)
 
 

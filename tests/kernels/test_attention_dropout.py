@@ -4,7 +4,7 @@ import pytest
 
 from pyllm import kernels as K
 from pyllm.kernels import reference
-from tests.kernels.test_attention import _restore, both_precisions, check, draw, every_isa, large  # noqa: F401 (a fixture)
+from tests.kernels.test_attention import _restore, both_precisions, draw, every_isa  # noqa: F401 (a fixture)
 
 KEY = 2**63 + 12345
 
@@ -39,23 +39,6 @@ def test_the_mask_is_of_coordinates_alone(isa, tq, options, h, hkv, reduced):
         np.testing.assert_allclose(lse, np.log(counts[..., 0]), rtol=1e-6)  # of all that is seen
         dv = K.attention_vjp(dout, q, k, v, out, lse, dropout=0.3, key=KEY, reduced=reduced, **options)[2]
         np.testing.assert_array_equal(dv.transpose(0, 2, 3, 1)[:, :, :tq] > 0, want.reshape(2, hkv, h // hkv, tq, t).any(2))
-
-
-@every_isa
-@both_precisions
-@pytest.mark.parametrize("options", [dict(), dict(causal=False), dict(window=300), dict(segments=True), dict(bias="h")], ids=str)
-def test_several_tiles(isa, options, reduced):
-    K.use(isa)
-    *case, need_bias, wants = large(0, 1, 700, 700, 2, 1, 40, dropout=0.3, **options)
-    check(*case, need_bias, reduced, wants)
-
-
-@every_isa
-@pytest.mark.parametrize("tq", [1, 3, 700])
-def test_more_keys_than_one_part(isa, tq):
-    K.use(isa)
-    *case, need_bias, wants = large(0, 1, tq, 2100, 2, 1, 24, dropout=0.3, causal=tq > 3)
-    check(*case, need_bias, wants=wants)
 
 
 @every_isa
