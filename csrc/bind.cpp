@@ -135,25 +135,27 @@ void packed_rows(const py::tuple& w, Object ids, Object y) {
 
 // ---- attention and positions ----
 
-// (B, T, H, D) whose last axis is dense; the one before it too, unless `spread`.
+// (B, T, H, D) whose last axis is dense; the one before it too, unless `spread`. One to be read is copied where it has another layout.
 struct Heads {
     float* data;
     index_t b, t, h, d, row, batch, head;
     Heads(const py::handle& object, const char* name, bool writeable = false, bool spread = false) {
         py::array a = checked<float>(object, name, writeable);
         if (a.ndim() != 4) throw py::type_error(std::string(name) + ": expected (B, T, H, D), got " + std::to_string(a.ndim()) + " axes");
-        data = const_cast<float*>(static_cast<const float*>(a.data()));
         b = a.shape(0), t = a.shape(1), h = a.shape(2), d = a.shape(3);
-        batch = a.strides(0) / 4, row = a.strides(1) / 4, head = a.strides(2) / 4;
         const bool whole = a.strides(0) % 4 == 0 && a.strides(1) % 4 == 0 && a.strides(2) % 4 == 0;
-        if (a.size() && ((d > 1 && a.strides(3) != 4) || (h > 1 && !spread && head != d) || !whole))
-            throw py::type_error(std::string(name) + ": expected its last " + (spread ? "axis" : "two axes") + " dense");
+        if (a.size() && ((d > 1 && a.strides(3) != 4) || (h > 1 && !spread && a.strides(2) != 4 * d) || !whole)) {
+            if (writeable) throw py::type_error(std::string(name) + ": expected its last " + (spread ? "axis" : "two axes") + " dense");
+            a = copied(a);
+        }
+        data = const_cast<float*>(static_cast<const float*>(a.data()));
+        batch = a.strides(0) / 4, row = a.strides(1) / 4, head = a.strides(2) / 4;
     }
 };
 
 AttentionArgs attention_args(const py::object& q, const py::object& k, const py::object& v, const py::object& out_, const py::object& lse,
                              const py::object& q_segments, const py::object& k_segments, const py::object& starts, const py::object& bias,
-                             index_t window, float scale, bool causal, bool bf16, uint32_t drop, uint64_t key) {
+                             index_t window, float scale, bool causal, bool bf16, uint32_t drop, uint64_t key, bool forward) {
     const Heads qh(q, "attention: q"), kh(k, "attention: k", false, true), vh(v, "attention: v", false, true);
     AttentionArgs g{};
     g.q = qh.data, g.k = kh.data, g.v = vh.data;
@@ -161,8 +163,8 @@ AttentionArgs attention_args(const py::object& q, const py::object& k, const py:
     g.q_row = qh.row, g.k_row = kh.row, g.v_row = vh.row;
     g.q_batch = qh.batch, g.k_batch = kh.batch, g.v_batch = vh.batch;
     g.k_head = kh.head, g.v_head = vh.head;
-    g.out = out(out_, "attention: out");
-    g.lse = out(lse, "attention: lse");
+    g.out = dense<float>(out_, "attention: out", forward);
+    g.lse = dense<float>(lse, "attention: lse", forward);
     g.q_segments = dense<int32_t>(q_segments, "attention: segments", false, true);
     g.k_segments = dense<int32_t>(k_segments, "attention: segments", false, true);
     g.starts = dense<int64_t>(starts, "attention: starts", false, true);
@@ -180,7 +182,8 @@ AttentionArgs attention_args(const py::object& q, const py::object& k, const py:
 void attention(const py::object& q, const py::object& k, const py::object& v, const py::object& out_, const py::object& lse,
                const py::object& q_segments, const py::object& k_segments, const py::object& starts, const py::object& bias, index_t window,
                float scale, bool causal, bool bf16, uint32_t drop, uint64_t key) {
-    AttentionArgs g = attention_args(q, k, v, out_, lse, q_segments, k_segments, starts, bias, window, scale, causal, bf16, drop, key);
+    AttentionArgs g = attention_args(q, k, v, out_, lse, q_segments, k_segments, starts, bias, window, scale, causal, bf16, drop,
+                                     key, true);
     py::gil_scoped_release release;
     active->attention(g);
 }
@@ -189,7 +192,8 @@ void attention_vjp(const py::object& dout, const py::object& q, const py::object
                    const py::object& lse, const py::object& q_segments, const py::object& k_segments, const py::object& starts,
                    const py::object& bias, index_t window, float scale, bool causal, bool bf16, uint32_t drop, uint64_t key,
                    const py::object& dq, const py::object& dk, const py::object& dv, const py::object& dbias) {
-    AttentionArgs g = attention_args(q, k, v, out_, lse, q_segments, k_segments, starts, bias, window, scale, causal, bf16, drop, key);
+    AttentionArgs g = attention_args(q, k, v, out_, lse, q_segments, k_segments, starts, bias, window, scale, causal, bf16, drop,
+                                     key, false);
     g.dout = in(dout, "attention_vjp: dout");
     const Heads dqh(dq, "attention_vjp: dq", true), dkh(dk, "attention_vjp: dk", true), dvh(dv, "attention_vjp: dv", true);
     g.dq = dqh.data, g.dk = dkh.data, g.dv = dvh.data;

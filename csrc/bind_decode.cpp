@@ -112,7 +112,8 @@ class Blocks {
     const float* hold(const py::handle& object, index_t count) {
         if (object.is_none()) return nullptr;
         const float* data = in(object, "blocks: weight");
-        expect(size(object) == count, "weights that fit one another");
+        const py::array a = py::reinterpret_borrow<py::array>(object);
+        expect(size(object) == count && a.data() == data, "weights that fit one another, dense");  // a copy would be gone
         kept.push_back(py::reinterpret_borrow<py::object>(object));
         return data;
     }

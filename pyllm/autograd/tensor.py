@@ -97,9 +97,8 @@ class Node:
 
     __slots__ = ("vjp", "parents", "need", "shape", "dtype", "serial", "dy", "owned")
 
-    def __init__(self, vjp, args, need, result):
-        self.vjp, self.need, self.shape, self.dtype = vjp, need, result.shape, result.dtype
-        self.parents = [(a if a._node is None else a._node) if n else None for a, n in zip(args, need)]
+    def __init__(self, vjp, parents, need, y):
+        self.vjp, self.parents, self.need, self.shape, self.dtype = vjp, parents, need, y.shape, y.dtype
         self.serial, self.dy, self.owned = next(_serial), None, False
 
 
@@ -107,10 +106,11 @@ def _send(to, g, dy):
     """Adds g to what a Node or a leaf has received; g may be dy itself or a view of it, then it is not ours to write into.
 
     A function in place of an array is a gradient that adds itself: g(into) -> into + gradient, written into `into`; of None: the
-    gradient.
+    gradient, an array of its own.
     """
     leaf = type(to) is Tensor
-    if callable(g):
+    made = callable(g)
+    if made:
         into = to.grad if leaf else to.dy if to.owned else None
         if into is not None and into.dtype == np.float32 and into.flags.c_contiguous and into.flags.writeable:
             g(into)
@@ -120,7 +120,7 @@ def _send(to, g, dy):
         raise ValueError(f"backward: a gradient of shape {g.shape} for a tensor of shape {to.shape}")
     if g.dtype != to.dtype:  # losses are float64, what is below them is not
         g = g.astype(to.dtype)
-    ours = dy is not None and not np.may_share_memory(g, dy)
+    ours = made or (dy is not None and not np.may_share_memory(g, dy))
     if leaf:
         if to.grad is None:
             to.grad = g if ours else g.copy()
@@ -243,15 +243,23 @@ def op(function):
     def call(*args, **options):
         if not _state.recording:
             return Tensor(function(*[a.data if type(a) is Tensor else a for a in args], **options)[0])
-        _state.need = need = tuple([type(a) is Tensor and a.requires_grad for a in args])
-        _state.again = tuple([a._again if type(a) is Tensor else None for a in args])
-        y, vjp, *again = function(*[a.data if type(a) is Tensor else a for a in args], **options)
+        arrays, parents, need, again = [], [], [], []  # one pass: a small model's step is made of these microseconds
+        for a in args:
+            tensor = type(a) is Tensor
+            needed = tensor and a.requires_grad
+            arrays.append(a.data if tensor else a)
+            parents.append((a._node or a) if needed else None)
+            need.append(needed)
+            again.append(a._again if tensor else None)
+        _state.need = need = tuple(need)
+        _state.again = again
+        y, vjp, *more = function(*arrays, **options)
         result = Tensor(y)
-        if again:
-            result._again = _Again(*again)
+        if more:
+            result._again = _Again(*more)
         if True in need:
             result.requires_grad = True
-            result._node = Node(vjp, args, need, result)
+            result._node = Node(vjp, parents, need, result.data)
         return result
 
     REGISTRY[name] = call
@@ -278,5 +286,6 @@ def checkpoint(function, *inputs):
         return tuple(t.grad for t in again)
 
     result.requires_grad = True
-    result._node = Node(vjp, inputs, tuple(t.requires_grad for t in inputs), result)
+    need = tuple([t.requires_grad for t in inputs])
+    result._node = Node(vjp, [(t._node or t) if n else None for t, n in zip(inputs, need)], need, result.data)
     return result

@@ -1,6 +1,6 @@
 """The C++ kernels behind the signatures of reference.py: checks shapes, takes outputs from the pool, calls the table.
 
-An array of another layout is copied; one of another dtype is an error, but for float64, which the reference takes.
+An array of another layout is copied, by the binding; one of another dtype is an error, but for float64, which the reference takes.
 """
 from functools import wraps
 
@@ -50,11 +50,6 @@ def _not_array(kernel, *args, **kwargs):
             raise TypeError(f"{kernel.__name__}: {name} is {type(value).__name__}, expected a NumPy array") from None
 
 
-def dense(x):
-    """x itself, or a C-contiguous aligned copy of another layout; None stays."""
-    return x if x is None or (x.flags.c_contiguous and x.flags.aligned) else np.require(x, requirements="CA")
-
-
 def expect(ok, text):
     """ValueError(text()) unless ok."""
     if not ok:
@@ -70,7 +65,6 @@ def _drawn(name, p, key):
 
 @float32
 def matmul(a, b, *, ta=False, tb=False, bias=None, act=None, residual=None, out=None, accumulate=False, reduced=False):
-    a, b = dense(a), dense(b)
     lead = a.shape[:-2]
     m, k = a.shape[:-3:-1] if ta else a.shape[-2:]
     n = b.shape[-2 if tb else -1]
@@ -83,10 +77,10 @@ def matmul(a, b, *, ta=False, tb=False, bias=None, act=None, residual=None, out=
     c = _C.empty(shape) if out is None else out
     z = _C.empty(shape) if act else None
     if len(lead) < 2:
-        _C.matmul(a, b, c, ta, tb, dense(bias), ACTS[act], z, dense(residual), accumulate, reduced)
+        _C.matmul(a, b, c, ta, tb, bias, ACTS[act], z, residual, accumulate, reduced)
     else:
         flat = lambda x: None if x is None else x.reshape(-1, *x.shape[-2:])
-        _C.matmul(flat(a), flat(b), flat(c), ta, tb, dense(bias), ACTS[act], flat(z), flat(dense(residual)), accumulate, reduced)
+        _C.matmul(flat(a), flat(b), flat(c), ta, tb, bias, ACTS[act], flat(z), flat(residual), accumulate, reduced)
     return c if act is None else (c, z)
 
 
@@ -105,13 +99,13 @@ def _refuse_matmul(a, b, ta, tb, fits, shape, bias, act, residual, out):
 def linear(x, w, *, bias=None, act=None, residual=None, out=None, reduced=False):
     if not isinstance(w, Packed):
         return matmul(x, w, tb=True, bias=bias, act=act, residual=residual, out=out, reduced=reduced)
-    x, shape = dense(x), (len(x), len(w))
+    shape = len(x), len(w)
     expect(x.ndim == 2 and x.shape[1] == w.shape[1], lambda: f"linear: x {x.shape} and w {w}; expected x (M, {w.shape[1]})")
     for name, a, fits in (("bias", bias, shape[1:]), ("residual", residual, shape), ("out", out, shape)):
         expect(a is None or a.shape == fits, lambda: f"linear: {name} {a.shape}, expected {fits}")
-    y, z = empty(shape) if out is None else out, empty(shape) if act else None
+    y, z = _C.empty(shape) if out is None else out, _C.empty(shape) if act else None
     expect(act in ACTS, lambda: f"linear: act={act!r}; expected one of {tuple(ACTS)}")
-    _C.packed_linear(w.native, x, y, dense(bias), ACTS[act], z, dense(residual))
+    _C.packed_linear(w.native, x, y, bias, ACTS[act], z, residual)
     return y if act is None else (y, z)
 
 
@@ -120,8 +114,8 @@ def linear_vjp(dy, w, *, out=None, accumulate=False, reduced=False):
     if not isinstance(w, Packed):
         return matmul(dy, w, out=out, accumulate=accumulate, reduced=reduced)
     expect(dy.ndim == 2 and dy.shape[1] == len(w), lambda: f"linear_vjp: dy {dy.shape} and w {w}; expected dy (M, {len(w)})")
-    dx = empty((len(dy), w.shape[1])) if out is None else out
-    floats = empty((min(len(w), UNPACKED), w.shape[1]))
+    dx = _C.empty((len(dy), w.shape[1])) if out is None else out
+    floats = _C.empty((min(len(w), UNPACKED), w.shape[1]))
     for i in range(0, len(w), UNPACKED):
         ids = np.arange(i, min(len(w), i + UNPACKED), dtype=np.int32)
         _C.packed_rows(w.native, ids, floats[: len(ids)])
@@ -135,16 +129,8 @@ UNPACKED = 768  # rows of a packed weight that are floats at a time
 # ---- attention and positions ----
 
 
-def _heads(x, spread=False):
-    """(B, T, H, D) itself where its last two axes are dense, as of a fused projection, else a copy; spread: the last one, as of a cache."""
-    b, t, h, d = x.shape
-    s = x.strides
-    ok = x.flags.aligned and (d < 2 or s[3] == 4) and (h < 2 or spread or s[2] == 4 * d) and not (s[0] % 4 or s[1] % 4 or s[2] % 4)
-    return x if ok else np.require(x, requirements="CA")
-
-
 def _attention_args(name, q, k, v, causal, window, segments, starts, bias, scale, dropout, key, reduced):
-    """Checks -> (q, k, v), and the arguments behind out and lse."""
+    """Checks -> the arguments behind out and lse."""
     expect(q.ndim == k.ndim == v.ndim == 4, lambda: f"{name}: q {q.shape}, k {k.shape}, v {v.shape}; expected (B, T, H, D) each")
     (b, tq, h, d), (tk, hkv) = q.shape, k.shape[1:3]
     expect(k.shape == v.shape == (b, tk, hkv, d),
@@ -158,40 +144,36 @@ def _attention_args(name, q, k, v, causal, window, segments, starts, bias, scale
     expect(starts is None or starts.shape == (b,), lambda: f"{name}: starts {starts.shape}; expected {(b,)}: one key index a row")
     expect(bias is None or (bias.ndim == 4 and bias.shape[0] in (1, b) and bias.shape[1] in (1, h) and bias.shape[2:] == (tq, tk)),
            lambda: f"{name}: bias {bias.shape}; expected (1 or {b}, 1 or {h}, {tq}, {tk})")
-    q_segments, k_segments = (None, None) if segments is None else map(dense, segments)
-    scale = d**-0.5 if scale is None else float(scale)
-    masks = q_segments, k_segments, dense(starts), dense(bias)
-    return (_heads(q), _heads(k, True), _heads(v, True)), (*masks, min(window, 2**31), scale, causal, reduced, *_drawn(name, dropout, key))
+    return (*(segments or (None, None)), starts, bias, min(window, 2**31), d**-0.5 if scale is None else scale, causal, reduced,
+            *_drawn(name, dropout, key))
 
 
 @float32
 def attention(q, k, v, *, causal=True, window=0, segments=None, starts=None, bias=None, scale=None, dropout=0.0, key=0, reduced=False):
-    qkv, args = _attention_args("attention", q, k, v, causal, window, segments, starts, bias, scale, dropout, key, reduced)
+    args = _attention_args("attention", q, k, v, causal, window, segments, starts, bias, scale, dropout, key, reduced)
     b, tq, h, d = q.shape
-    out, lse = empty(q.shape), empty((b, h, tq))
-    _C.attention(*qkv, out, lse, *args)
+    out, lse = _C.empty(q.shape), _C.empty((b, h, tq))
+    _C.attention(q, k, v, out, lse, *args)
     return out, lse
 
 
 @float32
 def attention_vjp(dout, q, k, v, out, lse, *, causal=True, window=0, segments=None, starts=None, bias=None, scale=None, dropout=0.0,
                   key=0, reduced=False, need_bias=False, out_grads=None):
-    qkv, args = _attention_args("attention_vjp", q, k, v, causal, window, segments, starts, bias, scale, dropout, key, reduced)
+    args = _attention_args("attention_vjp", q, k, v, causal, window, segments, starts, bias, scale, dropout, key, reduced)
     expect(dout.shape == out.shape == q.shape,
            lambda: f"attention_vjp: dout {dout.shape}, out {out.shape}; expected {q.shape}, the shape of q")
     expect(lse.shape == (q.shape[0], q.shape[2], q.shape[1]),
            lambda: f"attention_vjp: lse {lse.shape}; expected (B, H, Tq) to go with q {q.shape}")
     expect(not need_bias or bias is not None, lambda: "attention_vjp: need_bias without a bias")
-    grads = tuple(empty(x.shape) for x in (q, k, v)) if out_grads is None else out_grads
+    grads = tuple(_C.empty(x.shape) for x in (q, k, v)) if out_grads is None else out_grads
     for name, x, to in zip(("dq", "dk", "dv"), (q, k, v), grads):
-        expect(to.shape == x.shape and _heads(to) is to,
-               lambda: f"attention_vjp: out_grads {name} {to.shape} with strides {to.strides}; "
-                       f"expected {x.shape} with its last two axes dense")
+        expect(to.shape == x.shape, lambda: f"attention_vjp: out_grads {name} {to.shape}, expected {x.shape}")
     dbias = None
     if need_bias:
-        dbias = empty(bias.shape)
+        dbias = _C.empty(bias.shape)
         dbias.fill(0)
-    _C.attention_vjp(dense(dout), *qkv, dense(out), dense(lse), *args, *grads, dbias)
+    _C.attention_vjp(dout, q, k, v, out, lse, *args, *grads, dbias)
     return *grads, dbias
 
 
@@ -204,9 +186,8 @@ def rope(x, cos, sin, positions, interleaved=False, inverse=False):
     expect(positions.size == 0 or (positions.min() >= 0 and positions.max() < len(cos)),
            lambda: f"rope: positions from {positions.min()} to {positions.max()}; expected 0 to {len(cos) - 1}, the rows of cos. "
                    "Hint: the sequence may be longer than the model's context")
-    y = empty(x.shape)
-    rows = _heads(x.reshape(1, x.shape[0] * x.shape[1], *x.shape[2:]))
-    _C.rope(rows, y, dense(cos), dense(sin), dense(positions), 2 * cos.shape[1], interleaved, inverse)
+    y = _C.empty(x.shape)
+    _C.rope(x.reshape(1, x.shape[0] * x.shape[1], *x.shape[2:]), y, cos, sin, positions, 2 * cos.shape[1], interleaved, inverse)
     return y
 
 
@@ -227,41 +208,41 @@ def act_code(name, act):
 
 @float32
 def activation(x, act):
-    code, y = act_code("activation", act), empty(x.shape)
-    _C.activation(dense(x), y, code)
+    code, y = act_code("activation", act), _C.empty(x.shape)
+    _C.activation(x, y, code)
     return y
 
 
 @float32
 def activation_vjp(dy, x, act):
     same_shape("activation_vjp", dy, x=x)
-    code, dx = act_code("activation_vjp", act), empty(x.shape)
-    _C.activation_vjp(dense(dy), dense(x), dx, code)
+    code, dx = act_code("activation_vjp", act), _C.empty(x.shape)
+    _C.activation_vjp(dy, x, dx, code)
     return dx
 
 
 @float32
 def glu(gate, up, act):
     same_shape("glu", gate, up=up)
-    code, y = act_code("glu", act), empty(gate.shape)
-    _C.glu(dense(gate), dense(up), y, code)
+    code, y = act_code("glu", act), _C.empty(gate.shape)
+    _C.glu(gate, up, y, code)
     return y
 
 
 @float32
 def glu_vjp(dy, gate, up, act):
     same_shape("glu_vjp", dy, gate=gate, up=up)
-    code, dgate, dup = act_code("glu_vjp", act), empty(dy.shape), empty(dy.shape)
-    _C.glu_vjp(dense(dy), dense(gate), dense(up), dgate, dup, code)
+    code, dgate, dup = act_code("glu_vjp", act), _C.empty(dy.shape), _C.empty(dy.shape)
+    _C.glu_vjp(dy, gate, up, dgate, dup, code)
     return dgate, dup
 
 
 @float32
 def add(a, b, out=None):
     same_shape("add", a, b=b)
-    y = empty(a.shape) if out is None else out
+    y = _C.empty(a.shape) if out is None else out
     expect(y.shape == a.shape, lambda: f"add: out {y.shape}, expected {a.shape}")
-    _C.add(dense(a), dense(b), y)
+    _C.add(a, b, y)
     return y
 
 
@@ -270,8 +251,8 @@ random_bits = reference.random_bits
 
 @float32
 def dropout(x, p, key):
-    y = empty(x.shape)
-    _C.dropout(dense(x), y, *_drawn("dropout", p, key), 1 / (1 - p))
+    y = _C.empty(x.shape)
+    _C.dropout(x, y, *_drawn("dropout", p, key), 1 / (1 - p))
     return y
 
 
@@ -296,8 +277,8 @@ def rows_of(name, x, /, **stats):
 @float32
 def column_sum(x):
     expect(x.ndim == 2, lambda: f"column_sum: x {x.shape}, expected (N, C)")
-    y = empty(x.shape[1:])
-    _C.column_sum(dense(x), y)
+    y = _C.empty(x.shape[1:])
+    _C.column_sum(x, y)
     return y
 
 
@@ -305,8 +286,8 @@ def column_sum(x):
 def layer_norm(x, w, b, eps):
     channels("layer_norm", x, w=w, b=b)
     lead = x.shape[:-1]
-    y, mean, rstd = empty(x.shape), empty(lead), empty(lead)
-    _C.layer_norm(dense(x), dense(w), dense(b), y, mean, rstd, eps)
+    y, mean, rstd = _C.empty(x.shape), _C.empty(lead), _C.empty(lead)
+    _C.layer_norm(x, w, b, y, mean, rstd, eps)
     return y, mean, rstd
 
 
@@ -315,17 +296,17 @@ def layer_norm_vjp(dy, x, w, mean, rstd, need_w=True):
     same_shape("layer_norm_vjp", x, dy=dy)
     channels("layer_norm_vjp", x, w=w)
     rows_of("layer_norm_vjp", x, mean=mean, rstd=rstd)
-    dx = empty(x.shape)
-    dw, db = (empty(w.shape), empty(w.shape)) if need_w else (None, None)
-    _C.layer_norm_vjp(dense(dy), dense(x), dense(w), dense(mean), dense(rstd), dx, dw, db)
+    dx = _C.empty(x.shape)
+    dw, db = (_C.empty(w.shape), _C.empty(w.shape)) if need_w else (None, None)
+    _C.layer_norm_vjp(dy, x, w, mean, rstd, dx, dw, db)
     return dx, dw, db
 
 
 @float32
 def rms_norm(x, w, eps):
     channels("rms_norm", x, w=w)
-    y, rstd = empty(x.shape), empty(x.shape[:-1])
-    _C.rms_norm(dense(x), dense(w), y, rstd, eps)
+    y, rstd = _C.empty(x.shape), _C.empty(x.shape[:-1])
+    _C.rms_norm(x, w, y, rstd, eps)
     return y, rstd
 
 
@@ -334,8 +315,8 @@ def rms_norm_vjp(dy, x, w, rstd, need_w=True):
     same_shape("rms_norm_vjp", x, dy=dy)
     channels("rms_norm_vjp", x, w=w)
     rows_of("rms_norm_vjp", x, rstd=rstd)
-    dx, dw = empty(x.shape), empty(w.shape) if need_w else None
-    _C.rms_norm_vjp(dense(dy), dense(x), dense(w), dense(rstd), dx, dw)
+    dx, dw = _C.empty(x.shape), _C.empty(w.shape) if need_w else None
+    _C.rms_norm_vjp(dy, x, w, rstd, dx, dw)
     return dx, dw
 
 
@@ -344,16 +325,16 @@ def rms_norm_vjp(dy, x, w, rstd, need_w=True):
 
 def _softmax(name, x, log):
     expect(x.ndim > 0, lambda: f"{name}: x (), expected (..., V)")
-    y = empty(x.shape)
-    _C.softmax(dense(x), y, x.shape[-1], log)
+    y = _C.empty(x.shape)
+    _C.softmax(x, y, x.shape[-1], log)
     return y
 
 
 def _softmax_vjp(name, dy, y, log):
     same_shape(name, dy, y=y)
     expect(y.ndim > 0, lambda: f"{name}: y (), expected (..., V)")
-    dx = empty(y.shape)
-    _C.softmax_vjp(dense(dy), dense(y), dx, y.shape[-1], log)
+    dx = _C.empty(y.shape)
+    _C.softmax_vjp(dy, y, dx, y.shape[-1], log)
     return dx
 
 
@@ -382,7 +363,7 @@ def cross_entropy(logits, targets, label_smoothing=0.0, z_loss=0.0):
     expect(logits.ndim == 2, lambda: f"cross_entropy: logits {logits.shape}, expected (N, V)")
     n, v = logits.shape
     targets = _targets("cross_entropy", targets, n, v)
-    loss, dlogits = empty((n,)), empty((n, v))
+    loss, dlogits = _C.empty((n,)), _C.empty((n, v))
     np.copyto(dlogits, logits)
     _C.cross_entropy(dlogits, targets, loss, v, label_smoothing, z_loss, True)
     return loss, dlogits
@@ -399,9 +380,8 @@ def linear_cross_entropy(h, w, b, targets, label_smoothing=0.0, z_loss=0.0, need
     targets = _targets("linear_cross_entropy", targets, n, v)
     packed = isinstance(w, Packed)
     expect(not (packed and need[1]), lambda: f"linear_cross_entropy: a gradient for w {w}, which is frozen")
-    h, w, b = dense(h), w if packed else dense(w), dense(b)
-    loss, dh = empty((n,)), empty((n, c)) if need[0] else None
-    dw, db = empty((v, c)) if need[1] else None, empty((v,)) if need[2] else None
+    loss, dh = _C.empty((n,)), _C.empty((n, c)) if need[0] else None
+    dw, db = _C.empty((v, c)) if need[1] else None, _C.empty((v,)) if need[2] else None
     if packed:
         _packed_head(h, w, b, targets, loss, dh, db, label_smoothing, z_loss, need)
     elif v:
@@ -413,7 +393,7 @@ def _packed_head(h, w, b, targets, loss, dh, db, label_smoothing, z_loss, need):
     """linear_cross_entropy of a Packed w, in rows whose number depends on V alone."""
     n, v = len(h), len(w)
     rows = max(64, LOGITS // max(v, 1) // 8 * 8)
-    logits = empty((min(n, rows), v))
+    logits = _C.empty((min(n, rows), v))
     if need[2]:
         db[...] = 0
     for i in range(0, n, rows):
@@ -435,9 +415,8 @@ def _targets(name, targets, n, v):
 
 
 def _ids(name, what, ids, size, ignore=False):
-    """ids as dense int32; IndexError names the first one outside of 0..size-1 (with `ignore` negative ones pass)."""
+    """ids as int32; IndexError names the first one outside of 0..size-1 (with `ignore` negative ones pass)."""
     if ids.dtype == np.int32:
-        ids = dense(ids)
         bad = _C.first_outside(ids, -(2**31) if ignore else 0, size)
     else:
         if ids.dtype.kind not in "iu":
@@ -448,7 +427,7 @@ def _ids(name, what, ids, size, ignore=False):
         at = tuple(int(i) for i in np.unravel_index(bad, ids.shape))
         raise IndexError(f"{name}: {what} {ids[at]} at position {at[0] if len(at) == 1 else at}, expected 0..{size - 1}"
                          f"{', or a negative one to ignore' if ignore else ''}")
-    return ids if ids.dtype == np.int32 else dense(np.maximum(ids.astype(np.int64), -1).astype(np.int32))
+    return ids if ids.dtype == np.int32 else np.maximum(ids.astype(np.int64), -1).astype(np.int32)
 
 
 # ---- embedding -------------------------------------------------------------------------------------------------------
@@ -458,20 +437,20 @@ def _ids(name, what, ids, size, ignore=False):
 def embedding(w, ids):
     expect(w.ndim == 2, lambda: f"embedding: w {w.shape}, expected (V, C)")
     ids = _ids("embedding", "token id", ids, len(w))
-    y = empty((*ids.shape, w.shape[1]))
+    y = _C.empty((*ids.shape, w.shape[1]))
     if isinstance(w, Packed):
         _C.packed_rows(w.native, ids, y)
         return y
-    _C.embedding(dense(w), ids, y, w.shape[1])
+    _C.embedding(w, ids, y, w.shape[1])
     return y
 
 
 @float32
 def embedding_vjp(dy, ids, rows, out=None):
     expect(dy.shape[:-1] == ids.shape, lambda: f"embedding_vjp: dy {dy.shape}, expected {(*ids.shape, 'C')} for ids {ids.shape}")
-    dw = empty((rows, dy.shape[-1])) if out is None else out
+    dw = _C.empty((rows, dy.shape[-1])) if out is None else out
     expect(dw.shape == (rows, dy.shape[-1]), lambda: f"embedding_vjp: out {dw.shape}, expected {(rows, dy.shape[-1])}")
-    _C.embedding_vjp(dense(dy), _ids("embedding_vjp", "token id", ids, rows), dw, dy.shape[-1], rows, out is not None)
+    _C.embedding_vjp(dy, _ids("embedding_vjp", "token id", ids, rows), dw, dy.shape[-1], rows, out is not None)
     return dw
 
 
@@ -480,14 +459,14 @@ def embedding_vjp(dy, ids, rows, out=None):
 
 @float32
 def sum_squares(x):
-    return _C.sum_squares(dense(x))
+    return _C.sum_squares(x)
 
 
 @float32
 def adamw(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step, scale=1.0):
     same_shape("adamw", p, g=g, m=m, v=v)
     expect(step >= 1, lambda: f"adamw: step={step}, expected at least 1")
-    _C.adamw(p, dense(g), m, v, lr, beta1, beta2, eps, weight_decay, 1 - beta1**step, 1 - beta2**step, scale)
+    _C.adamw(p, g, m, v, lr, beta1, beta2, eps, weight_decay, 1 - beta1**step, 1 - beta2**step, scale)
 
 
 # ---- sampling --------------------------------------------------------------------------------------------------------
@@ -501,5 +480,5 @@ def sample(logits, uniform, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     expect(top_k >= 0, lambda: f"sample: top_k={top_k}, expected 0 (off) or more")
     expect(0 <= top_p <= 1 and 0 <= min_p <= 1, lambda: f"sample: top_p={top_p}, min_p={min_p}, expected 0..1")
     ids = np.empty(len(logits), np.int32)
-    _C.sample(dense(logits), dense(uniform), ids, logits.shape[1], temperature, top_k, top_p, min_p)
+    _C.sample(logits, uniform, ids, logits.shape[1], temperature, top_k, top_p, min_p)
     return ids

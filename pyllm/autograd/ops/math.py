@@ -25,8 +25,9 @@ def _binary(args, y, da, db):
 @op
 def add(a, b):
     """a + b, broadcast."""
-    same = np.shape(a) == np.shape(b) and a.dtype == b.dtype
-    return _binary((a, b), K.add(a, b) if same else a + b, lambda dy: dy, lambda dy: dy)
+    if np.shape(a) == np.shape(b) and a.dtype == b.dtype:
+        return K.add(a, b), lambda dy, need: (dy, dy)
+    return _binary((a, b), a + b, lambda dy: dy, lambda dy: dy)
 
 
 @op
