@@ -130,7 +130,16 @@ UNPACKED = 768  # rows of a packed weight that are floats at a time
 
 
 def _attention_args(name, q, k, v, causal, window, segments, starts, bias, scale, dropout, key, reduced):
-    """Checks -> the arguments behind out and lse."""
+    """Checks, in one look where nothing is special -> the arguments behind out and lse."""
+    if not (q.ndim == k.ndim == 4 and k.shape == v.shape and k.shape[::3] == q.shape[::3] and k.shape[2] and q.shape[2] % k.shape[2] == 0
+            and q.shape[3] and window >= 0 and q.shape[1] < 2**31 > k.shape[1] and segments is starts is bias is None):
+        _check_attention(name, q, k, v, window, segments, starts, bias)
+    return (*(segments or (None, None)), starts, bias, min(window, 2**31), q.shape[3]**-0.5 if scale is None else scale, causal, reduced,
+            *(_drawn(name, dropout, key) if dropout else (0, 0)))
+
+
+def _check_attention(name, q, k, v, window, segments, starts, bias):
+    """ValueError that names what does not fit."""
     expect(q.ndim == k.ndim == v.ndim == 4, lambda: f"{name}: q {q.shape}, k {k.shape}, v {v.shape}; expected (B, T, H, D) each")
     (b, tq, h, d), (tk, hkv) = q.shape, k.shape[1:3]
     expect(k.shape == v.shape == (b, tk, hkv, d),
@@ -144,8 +153,6 @@ def _attention_args(name, q, k, v, causal, window, segments, starts, bias, scale
     expect(starts is None or starts.shape == (b,), lambda: f"{name}: starts {starts.shape}; expected {(b,)}: one key index a row")
     expect(bias is None or (bias.ndim == 4 and bias.shape[0] in (1, b) and bias.shape[1] in (1, h) and bias.shape[2:] == (tq, tk)),
            lambda: f"{name}: bias {bias.shape}; expected (1 or {b}, 1 or {h}, {tq}, {tk})")
-    return (*(segments or (None, None)), starts, bias, min(window, 2**31), d**-0.5 if scale is None else scale, causal, reduced,
-            *_drawn(name, dropout, key))
 
 
 @float32
