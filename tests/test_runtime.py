@@ -118,7 +118,7 @@ def test_python_threads_that_share_a_model_give_the_bits_of_one(threads):
 # ---- fork ------------------------------------------------------------------------------------------------------------
 
 
-def wait(pid, seconds=5):
+def wait(pid, seconds=60):
     """-> exit code of a child; one that hangs is killed and fails."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -162,10 +162,10 @@ ODD = {  # name: (bytes, what the message says)
 def test_odd_files(tmp_path, name):
     data, message = ODD[name]
     (tmp_path / "x").write_bytes(data)
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(FormatError, match=message):
         gguf.read(tmp_path / "x")
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 def test_the_last_tensor_may_end_the_file_unpadded(tmp_path):

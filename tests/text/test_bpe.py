@@ -126,9 +126,9 @@ def test_cache_forgets_and_stays_right(loops, monkeypatch):
 @pytest.mark.parametrize("text", ["^" * 2_000_000, "a" * 2_000_000, " " * 2_000_000, "\n" * 2_000_000, "ab" * 1_000_000,
                                   "\u0301" * 1_000_000, "言" * 600_000, "' " * 1_000_000, EOS * 100_000], ids=lambda t: ascii(t[:4]))
 def test_hostile_text_is_encoded_in_linear_time(text):
-    start = time.perf_counter()
+    start = time.process_time()
     ids = TOKENIZER.encode_array(text)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     assert TOKENIZER.decode_bytes(ids) == text.encode()
     assert seconds < 5  # 2 MB; anything quadratic takes hours
 

@@ -172,10 +172,10 @@ def test_an_unknown_expression_without_the_package_is_named(tmp_path, monkeypatc
                                   b"{\"model\": " + b"9" * 100_000 + b"}", json.dumps(VECTORS["tokenizer"]).encode()[:-5], b"\x00" * 1000],
                          ids=lambda d: repr(d[:12]))
 def test_bytes_that_are_no_tokenizer(tmp_path, data):
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(FormatError, match="tokenizer.json"):
         read(tmp_path, data)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_a_file_too_large_is_not_read(tmp_path, monkeypatch):
@@ -194,10 +194,10 @@ def test_an_expression_that_explodes_is_stopped(tmp_path):
     split = {"type": "Split", "pattern": {"Regex": r"(a|b|ab)*(?=c)"}, "behavior": "Isolated", "invert": False}
     tokenizer = read(tmp_path, changed("pre_tokenizer", value=sequence(split, BYTE_LEVEL)))
     assert tokenizer.decode(tokenizer.encode("abc abab")) == "abc abab"
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(FormatError, match=r"\(a\|b\|ab\).* takes too long on a text of 10000 characters"):
         tokenizer.encode("ab" * 5000)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 JSON = st.recursive(st.none() | st.booleans() | st.integers(-5, 400) | st.floats(allow_nan=False) | st.text(max_size=5),
