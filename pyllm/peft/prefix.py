@@ -8,8 +8,8 @@ from pyllm.autograd import Tensor, no_grad, ops
 from pyllm.errors import ConfigError, FormatError
 from pyllm.models.base import trunk_of
 from pyllm.models.seq2seq import Pair
-from pyllm.nn import virtual
-from pyllm.peft.base import Adapter, Method
+from pyllm.nn import Cache, virtual
+from pyllm.peft.base import Adapter, Method, disabled
 from pyllm.peft.folder import PREFIX, unknown_keys
 
 PLACES = ("encoder", "decoder", "cross")
@@ -18,7 +18,9 @@ PLACES = ("encoder", "decoder", "cross")
 @dataclass(frozen=True)
 class PrefixTuning(Method):
     """tokens: keys and values before each attention's own. projection: they come from an MLP over vectors of the model's width, which is
-    trained and then left behind; hidden: its inner width, None for the model's. std: of what they begin as, 0 for zeros. places: in
+    trained and then left behind; hidden: its inner width, None for the model's. std: of what they begin as, 0 for zeros. init: random; or,
+    in a decoder, sample_vocab or a tuple of ids: the keys and values that these tokens have, drawn or given, as Li & Liang advise (PEFT:
+    initialize_kv_prefix_from_text). Random ones of std 1, PEFT's, make a decoder begin far worse than it was. places: in
     encoder-decoders, the attentions that get one: of the encoder, of the decoder, of the decoder over the encoder (cross); PEFT knows
     the decoder alone.
 
@@ -30,6 +32,7 @@ class PrefixTuning(Method):
     projection: bool = False
     hidden: int | None = None
     std: float = 1.0
+    init: str | tuple = "random"
     places: tuple = PLACES
     dealt: bool = False
 
@@ -39,6 +42,10 @@ class PrefixTuning(Method):
         if type(self.tokens) is not int or self.tokens < 1 or self.std < 0 or not self.places or set(self.places) - set(PLACES):
             raise ConfigError(f"PrefixTuning: tokens={self.tokens!r}, std={self.std}, places={self.places}; expected a whole number of at "
                               f"least 1, a deviation of at least 0, some of {', '.join(PLACES)}")
+        if self.init not in ("random", "sample_vocab") and not (isinstance(self.init, tuple) and self.init):
+            raise ConfigError(f"PrefixTuning: init={self.init!r}; expected random, sample_vocab, or a tuple of token ids")
+        if self.init != "random" and self.projection:
+            raise ConfigError(f"PrefixTuning: init={self.init!r} with projection; an MLP cannot begin as given keys and values")
 
     def place(self, model, targets, rng):
         if targets is not None:
@@ -51,6 +58,10 @@ class PrefixTuning(Method):
             if self.projection and place not in shared:
                 shared[place] = _first_layer(self.tokens, width, self.hidden or width, rng.fold(place or "text"))
             placed.append(Prefix(site, place, self, attention, shared.get(place), rng.fold(site)))
+        if self.init != "random":
+            ids = rng.generator().integers(0, model.config.vocab_size, self.tokens) if self.init == "sample_vocab" else self.init
+            for prefix, (keys, values) in zip(placed, _read(model, np.resize(ids, self.tokens)), strict=True):
+                prefix.key.data[:], prefix.value.data[:] = keys, values
         return placed
 
     def to_peft(self, model, placed):
@@ -105,6 +116,17 @@ def attentions(model):
     reading = {id(m) for _, m in body.sides()[0].named_modules()}
     return [("encoder" if id(m) in reading else "cross" if re.search(r"EncDec|encoder_attn", site) else "decoder", site, m)
             for site, m in found]
+
+
+def _read(model, ids):
+    """ids:(P,) -> [(keys, values)], (P, H D) each, of every layer of a decoder that has read these tokens; of the base, without adapters."""
+    trunk = trunk_of(model)
+    if isinstance(trunk, Pair) or not trunk.CAUSAL:
+        raise ConfigError(f"inject: prefix: init of tokens in {model.config.model_type}; expected a decoder. Hint: init=\"random\"")
+    cache = Cache(1, len(ids))
+    with disabled(model), no_grad():
+        trunk(ids[None], cache=cache)
+    return [layer[:, 0, :, : len(ids)].swapaxes(1, 2).reshape(2, len(ids), -1) for layer in cache.layers.values()]
 
 
 def _file_name(prefix):

@@ -6,6 +6,7 @@ import pyllm
 from pyllm import peft
 from pyllm.autograd import Rng
 from pyllm.data.batch import Batch
+from pyllm.errors import ConfigError
 from pyllm.models.seq2seq import Memory
 from pyllm.nn import Cache
 from tests.peft.test_use import agrees_with_the_full_forward, shaken
@@ -175,3 +176,28 @@ def test_virtual_tokens_reach_the_heads_of_encoder_decoders(end, method):
     plain = build({**t5, "architectures": [f"T5{end}"]}, seed=0)(tokens).data
     got = peft.inject(build({**t5, "architectures": [f"T5{end}"]}, seed=0), method)(tokens).data
     assert got.shape == plain.shape and not np.allclose(got, plain)
+
+
+@pytest.mark.parametrize("init", [(5, 9, 2), (7,), "sample_vocab"])
+@pytest.mark.parametrize("family", CAUSAL)
+def test_a_prefix_of_tokens_begins_as_if_they_had_been_read(family, init):
+    """Random keys and values make a decoder begin worse than it was; a place or a layer off by one would do so too, silently."""
+    model, text = make(family), batch_of(family).tokens
+    ids = np.resize(Rng(4).fold("peft").generator().integers(0, 31, 3) if init == "sample_vocab" else init, 3).astype(np.int32)
+    behind = model(np.concatenate([np.tile(ids, (2, 1)), text], 1)).data[:, 3:]
+    shaken(peft.inject(model, peft.LoRA(rank=2), targets="all-linear", name="another"), "another")  # the base's own, not what another one makes
+    close(peft.inject(model, peft.PrefixTuning(3, init=init), seed=4)(text).data, behind)
+
+
+@pytest.mark.parametrize("family", ["bert", "t5"])
+def test_a_prefix_of_tokens_is_a_decoders(family):
+    model = make(family)
+    with pytest.raises(ConfigError, match="expected a decoder"):
+        peft.inject(model, peft.PrefixTuning(3, init=(4, 5)))
+    assert not peft.adapters(model)
+
+
+@pytest.mark.parametrize("settings", [dict(init="text"), dict(init=()), dict(init=(4, 5), projection=True)])
+def test_what_a_prefix_cannot_begin_as(settings):
+    with pytest.raises(ConfigError, match="init="):
+        peft.PrefixTuning(3, **settings)
