@@ -124,9 +124,9 @@ def test_example(make, tmp_path):
     assert re.search(CASES[make], done.stdout, re.I), done.stdout
     if make is peft_compare:
         command[2:3] = [str(data / "answers.json")]
-        again = subprocess.run([*command, "--model", str(data / "decoder"), "--methods", "full,bitfit"], capture_output=True, text=True,
+        again = subprocess.run([*command, "--model", str(data / "decoder"), "--methods", "full,prefix"], capture_output=True, text=True,
                                env={**os.environ, "PYTHONPATH": str(ROOT), "PYLLM_THREADS": "1"}, timeout=300, cwd=tmp_path)
-        assert re.search(r"loss, nats.*\| bitfit \| [\d.]+ ", again.stdout, re.S), again.stdout + again.stderr
+        assert re.search(r"loss, nats.*\| prefix \| [\d.]+ ", again.stdout, re.S), again.stdout + again.stderr
     if make is question_answering:
         again = subprocess.run([*command, "--model", str(data / "decoder")], capture_output=True, text=True,
                                env={**os.environ, "PYTHONPATH": str(ROOT), "PYLLM_THREADS": "1"}, timeout=300, cwd=tmp_path)

@@ -119,7 +119,7 @@ def attentions(model):
 
 
 def _read(model, ids):
-    """ids:(P,) -> [(keys, values)], (P, H D) each, of every layer of a decoder that has read these tokens; of the base, without adapters."""
+    """ids:(P,) -> [(keys, values)], (P, H D) each, of every layer of a decoder, without its adapters, that has read them."""
     trunk = trunk_of(model)
     if isinstance(trunk, Pair) or not trunk.CAUSAL:
         raise ConfigError(f"inject: prefix: init of tokens in {model.config.model_type}; expected a decoder. Hint: init=\"random\"")

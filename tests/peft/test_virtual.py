@@ -185,7 +185,7 @@ def test_a_prefix_of_tokens_begins_as_if_they_had_been_read(family, init):
     model, text = make(family), batch_of(family).tokens
     ids = np.resize(Rng(4).fold("peft").generator().integers(0, 31, 3) if init == "sample_vocab" else init, 3).astype(np.int32)
     behind = model(np.concatenate([np.tile(ids, (2, 1)), text], 1)).data[:, 3:]
-    shaken(peft.inject(model, peft.LoRA(rank=2), targets="all-linear", name="another"), "another")  # the base's own, not what another one makes
+    shaken(peft.inject(model, peft.LoRA(rank=2), targets="all-linear", name="another"), "another")  # not read
     close(peft.inject(model, peft.PrefixTuning(3, init=init), seed=4)(text).data, behind)
 
 
