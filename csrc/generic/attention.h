@@ -144,7 +144,7 @@ static void scores_of(const View* views, const float* q, index_t q_row, index_t 
             const View& s = views[i / GROUP];
             const index_t from = std::max(j, s.first()), to = std::min(j + PANEL, s.last());
             if (from < to)
-                times<PAIRS, true>(std::min(GROUP, n - i), q + i * q_row, q_row, packed + j * lanes + (from - j), PANEL, lanes,
+                times<PAIRS>(std::min(GROUP, n - i), q + i * q_row, q_row, 1, packed + j * lanes + (from - j), PANEL, lanes,
                                    scores + i * width + from, width, to - from, false);
         }
 }
@@ -346,7 +346,7 @@ struct Forward {  // a task: query rows of some heads that share their keys
         const index_t first = PAIRS ? s.begin / 2 : s.begin, steps = lanes_of<PAIRS>(s.end) - first;
         const float *p = scores + row * KEYS + first, *v = values + first * dp;
         if (finite)
-            times<PAIRS, true>(n, p, KEYS, v, dp, steps, to.o + r * dp, dp, dp, true);
+            times<PAIRS>(n, p, KEYS, 1, v, dp, steps, to.o + r * dp, dp, dp, true);
         else
             times_hiding<PAIRS>(n, p, KEYS, v, dp, steps, to.o + r * dp, dp, dp, copy);
     }

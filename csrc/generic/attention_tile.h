@@ -17,14 +17,14 @@ template <bool PAIRS>
 using Lane = std::conditional_t<PAIRS, Pairs, Float32>;
 
 // C[n, cols] (+)= A[n, steps] B[steps, cols]; B's rows are whole vectors.
-template <bool PAIRS, bool UNIT>
-static void times(index_t n, const float* a, index_t a_step, const float* b, index_t b_row, index_t steps, float* c, index_t c_row,
-                  index_t cols, bool add) {
+template <bool PAIRS>
+static void times(index_t n, const float* a, index_t a_row, index_t a_col, const float* b, index_t b_row, index_t steps, float* c,
+                  index_t c_row, index_t cols, bool add) {
     const Panels panels(cols);
     for (index_t p = 0; p < panels.count; ++p)
         for (index_t i = 0, r, col = panels.begin(p); i < n; i += r) {
             r = rows_at(n - i);
-            tile_of_rows<UNIT, Lane<PAIRS>>(int(r), panels.width(p), a + i * (UNIT ? a_step : 1), a_step, b + col, b_row, steps,
+            tile_of_rows<Lane<PAIRS>>(int(r), panels.width(p), a + i * a_row, a_row, a_col, b + col, b_row, steps,
                                             c + i * c_row + col, c_row, cols - col, add);
         }
 }
@@ -43,7 +43,7 @@ static void times_hiding(index_t n, const float* a, index_t a_row, const float* 
             for (index_t j = 0; j < width; j += W)
                 store(copy + k * width + j, reinterpret_cast<V>(reinterpret_cast<VU>(load(b + k * b_row + j)) & kept));
         }
-        times<PAIRS, true>(1, a + i * a_row, a_row, copy, width, steps, c + i * c_row, c_row, cols, true);
+        times<PAIRS>(1, a + i * a_row, a_row, 1, copy, width, steps, c + i * c_row, c_row, cols, true);
     }
 }
 

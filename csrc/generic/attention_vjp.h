@@ -214,8 +214,8 @@ struct Backward {
             while (r < rows && sees(r)) r += GROUP;
             const index_t at = first / (PAIRS ? 2 : 1), steps = lanes_of<PAIRS>(std::min(r, rows)) - at;
             if (r > first) {
-                times<PAIRS, false>(n, p_pairs + at * VJP_KEYS + j, VJP_KEYS, dout_pairs + at * dp, dp, steps, dv + j * dp, dp, dp, true);
-                times<PAIRS, false>(n, ds_pairs + at * VJP_KEYS + j, VJP_KEYS, q_pairs + at * dp, dp, steps, dk + j * dp, dp, dp, true);
+                times<PAIRS>(n, p_pairs + at * VJP_KEYS + j, 1, VJP_KEYS, dout_pairs + at * dp, dp, steps, dv + j * dp, dp, dp, true);
+                times<PAIRS>(n, ds_pairs + at * VJP_KEYS + j, 1, VJP_KEYS, q_pairs + at * dp, dp, steps, dk + j * dp, dp, dp, true);
             }
             while (r < rows && !sees(r)) r += GROUP;
         }
@@ -230,7 +230,7 @@ struct Backward {
         if (!finite && !begun[i / GROUP])
             for (index_t m = 0; m < n; ++m) std::fill_n(dq + m * dq_row, g.d, 0.0f);
         if (finite)
-            times<PAIRS, true>(n, from, VJP_KEYS, k, dp, steps, dq, dq_row, g.d, begun[i / GROUP]);
+            times<PAIRS>(n, from, VJP_KEYS, 1, k, dp, steps, dq, dq_row, g.d, begun[i / GROUP]);
         else
             times_hiding<PAIRS>(n, from, VJP_KEYS, k, dp, steps, dq, dq_row, g.d, copy);
         begun[i / GROUP] = true;

@@ -11,23 +11,10 @@ constexpr index_t HEAD_BLOCK = 32;  // vocabulary rows that share a maximum
 constexpr index_t HEAD_TASK = 96;   // vocabulary rows of dx that stay in L2 while dw and dh are made of them
 constexpr index_t HEAD_ROWS = 128;  // rows of h in a chunk: (rows, C) stays in L2
 
-// Fetches a stretch of memory into L2 piece by piece, beside work that does not need it yet.
-struct Ahead {
-    const char *at, *end;
-    index_t lines;  // a piece's
-    Ahead(const float* from, index_t floats, index_t pieces)
-        : at(reinterpret_cast<const char*>(from)), end(at + floats * 4), lines(floats / 16 / pieces + 1) {}
-    void fetch() {
-        for (index_t i = 0; i < lines && at < end; ++i, at += 64) __builtin_prefetch(at, 0, 2);
-    }
-};
-
 static void fetch_tile(const float* c, index_t c_row, index_t rows, index_t cols) {
     for (index_t i = 0; i < rows; ++i)
         for (index_t j = 0; j < cols; j += 16) __builtin_prefetch(c + i * c_row + j, 1);
 }
-
-INLINE index_t tiles_of(index_t rows, const Panels& panels) { return panels.count * ((rows + R_MAX - 1) / R_MAX); }
 
 // Columns [0, n) of rows [0, kc) as the panels of Panels(n), one behind the other.
 template <class T>
@@ -121,7 +108,7 @@ struct Head {
     void logits(index_t chunk, index_t v, index_t n) {
         const Panels panels(count(chunk));
         float* to = x + (chunk * g.v + v) * rows;
-        Ahead next(g.w + (v + n) * g.c, std::min(n, g.v - v - n) * g.c, tiles_of(n, panels));
+        Ahead next(g.w + (v + n) * g.c, g.c, std::min(n, g.v - v - n), g.c, tiles_of(n, panels));
         for (index_t k = 0; k < g.c; k += KC) {
             const index_t kc = std::min(KC, g.c - k), lanes = lanes_of(kc, D);
             const float* b = turned + chunk * width + panels.vectors * W * (k / D);
@@ -132,7 +119,7 @@ struct Head {
                 for (index_t p = 0; p < panels.count; ++p) {
                     const index_t col = panels.begin(p), cols = panels.width(p) * W;
                     next.fetch();
-                    tile_of_rows<true, T>(int(r), panels.width(p), a, step, b + col * lanes, cols, lanes, to + i * rows + col, rows, cols,
+                    tile_of_rows<T>(int(r), panels.width(p), a, step, 1, b + col * lanes, cols, lanes, to + i * rows + col, rows, cols,
                                           k > 0);
                 }
             }
@@ -212,7 +199,7 @@ struct Head {
             }
         if (!g.dw) return;
         const Panels panels(g.c);
-        Ahead next(dx + n * rows, std::min(n, g.v - v - n) * rows, tiles_of(n, panels));
+        Ahead next(dx + n * rows, rows, std::min(n, g.v - v - n), rows, tiles_of(n, panels));
         for (index_t i = 0, r; i < n; i += r) {
             r = rows_at(n - i);
             index_t step = rows;
@@ -222,7 +209,7 @@ struct Head {
                 float* to = g.dw + (v + i) * g.c + col;
                 if (add) fetch_tile(to, g.c, r, cols);
                 next.fetch();
-                tile_of_rows<true, T>(int(r), panels.width(p), a, step, straight + chunk * width + col * lanes_of(m, D),
+                tile_of_rows<T>(int(r), panels.width(p), a, step, 1, straight + chunk * width + col * lanes_of(m, D),
                                       panels.width(p) * W, lanes_of(m, D), to, g.c, cols, add);
             }
         }
@@ -239,7 +226,7 @@ struct Head {
             const index_t n = std::min(HEAD_TASK, end - v), lanes = lanes_of(n, D), left = std::min(HEAD_TASK, end - v - n);
             const float *w = g.w + v * g.c, *dx = x + (chunk * g.v + v) * rows;
             if (!g.dw && !g.db) gradient(chunk, v, n);  // a frozen head: dx is made where it is used
-            Ahead next_w(w + n * g.c, left * g.c, tiles_of(m, panels)), next_x(dx + n * rows, left * rows, tiles_of(m, panels));
+            Ahead next_w(w + n * g.c, g.c, left, g.c, tiles_of(m, panels)), next_x(dx + n * rows, rows, left, rows, tiles_of(m, panels));
             pack_turned_rows<T>(dx, rows, m, n, a);
             for (index_t p = 0; p < panels.count; ++p) {
                 const index_t col = panels.begin(p), cols = std::min<index_t>(panels.width(p) * W, g.c - col);
@@ -249,7 +236,7 @@ struct Head {
                     next_w.fetch();
                     next_x.fetch();
                     fetch_tile(to + i * g.c + col, g.c, r, cols);
-                    tile_of_rows<false, T>(int(r), panels.width(p), a + i / R_MAX * R_MAX * lanes + i % R_MAX, R_MAX, packed,
+                    tile_of_rows<T>(int(r), panels.width(p), a + i / R_MAX * R_MAX * lanes + i % R_MAX, 1, R_MAX, packed,
                                            panels.width(p) * W, lanes, to + i * g.c + col, g.c, cols, v > part * per_part);
                 }
             }

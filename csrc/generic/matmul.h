@@ -2,8 +2,9 @@
 // order; in bfloat16 the chain is of dots of pairs k = (0, 1), (2, 3), ... Tiles, packing, threads and the number of rows are free to
 // change; they never change that chain.
 //
-// Bound: FMA. A tile of R x NV registers keeps both pipes busy; a thread packs a block of B's columns for itself, so that it lies in its
-// L2, and takes it to its rows of A; A is read where it lies, or packed too where it lies transposed or is to be rounded.
+// Bound: FMA, if memory is read meanwhile: after some milliseconds of other work the operands are no longer in the caches. A tile of R x NV
+// registers keeps both pipes busy; a thread packs a block of B's columns for itself, so that it lies in its L2, while its first rows of A
+// are multiplied, and takes it to the others; A is read where it lies, or packed too where it lies transposed or is to be rounded.
 
 constexpr index_t KC = 768;
 constexpr int R_MAX = W == 16 ? 8 : 4;
@@ -15,6 +16,7 @@ constexpr int NV_MAX = W == 4 ? 2 : 3;
 constexpr index_t BLOCK = 192;            // columns of a block: BLOCK * KC lanes stay in L2
 constexpr index_t PACKED_A = 1 << 21;     // lanes of A that are packed at a time
 constexpr index_t K_STEP = 32;            // rows of B, or of a transposed A, that are packed at a time
+constexpr index_t FETCH = 32;             // lanes of B between a fetch and its use: longer than memory takes
 constexpr index_t TASK = 2000000;         // multiply-adds of a part of the rows, at least: tens of microseconds
 constexpr index_t SMALL = 130000;         // multiply-adds that one thread does in a microsecond
 constexpr index_t SKINNY = 8;             // rows up to which B is read where it lies
@@ -157,10 +159,12 @@ static void pack_turned_rows(const float* src, index_t k_step, index_t rows, ind
 }
 
 // ---- the tile ----
-// C[R, cols] (+)= A[R, kc] B[kc, NV * W], kc lanes. A(r, k) = a[r * a_step + k] where UNIT, else a[r + k * a_step]; B rows are b_row apart.
-template <int R, int NV, bool UNIT, class T>
-static void tile(const float* a, index_t a_step, const float* b, index_t b_row, index_t kc, float* c, index_t c_row, index_t cols,
-                 bool add) {
+// C[R, cols] (+)= A[R, kc] B[kc, NV * W], kc lanes. A(r, k) = a[r * a_row + k * a_col]; B rows are b_row apart.
+// PACK: B's rows are not lanes yet but n rows of floats; they are fetched ahead, and what they give is left in `packed`, so that memory is
+// read while the tile computes.
+template <int R, int NV, class T, bool PACK = false>
+static void tile(const float* a, index_t a_row, index_t a_col, const float* b, index_t b_row, index_t kc, float* c, index_t c_row,
+                 index_t cols, bool add, float* packed = nullptr, index_t n = 0) {
     V acc[R][NV];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
@@ -169,15 +173,26 @@ static void tile(const float* a, index_t a_step, const float* b, index_t b_row, 
     for (index_t k = 0; k < kc; ++k) {
         V bv[NV];
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) bv[v] = load(b + v * W);
+        for (int v = 0; v < NV; ++v) {
+            if constexpr (PACK) {
+                const float *from = b + v * W, *next = k * T::DEPTH + 1 < n ? from + b_row : nullptr;
+                bv[v] = T::across(from, next, W);
+                store(packed + (k * NV + v) * W, bv[v]);
+                if (k + FETCH < kc)
+                    for (index_t i = 0; i < T::DEPTH; ++i) __builtin_prefetch(from + (FETCH * T::DEPTH + i) * b_row, 0, 2);
+            } else {
+                bv[v] = load(b + v * W);
+            }
+        }
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-            const V ar = T::every(UNIT ? a + r * a_step : a + r);
+            const V ar = T::every(a + r * a_row);
 #pragma GCC unroll 4
             for (int v = 0; v < NV; ++v) acc[r][v] = T::mul_add(ar, bv[v], acc[r][v]);
         }
-        a += UNIT ? 1 : a_step;
+        a += a_col;
         b += b_row;
+        if constexpr (PACK) b += (T::DEPTH - 1) * b_row;
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r, c += c_row)
@@ -192,26 +207,26 @@ static void tile(const float* a, index_t a_step, const float* b, index_t b_row, 
         }
 }
 
-template <int R, bool UNIT, class T>
-static void tile_of_width(int nv, const float* a, index_t a_step, const float* b, index_t b_row, index_t kc, float* c, index_t c_row,
-                          index_t cols, bool add) {
-    if (nv == 1) tile<R, 1, UNIT, T>(a, a_step, b, b_row, kc, c, c_row, cols, add);
-    if (nv == 2) tile<R, 2, UNIT, T>(a, a_step, b, b_row, kc, c, c_row, cols, add);
+template <int R, class T>
+static void tile_of_width(int nv, const float* a, index_t a_row, index_t a_col, const float* b, index_t b_row, index_t kc, float* c,
+                          index_t c_row, index_t cols, bool add) {
+    if (nv == 1) tile<R, 1, T>(a, a_row, a_col, b, b_row, kc, c, c_row, cols, add);
+    if (nv == 2) tile<R, 2, T>(a, a_row, a_col, b, b_row, kc, c, c_row, cols, add);
     if constexpr (NV_MAX >= 3)
-        if (nv == 3) tile<R, 3, UNIT, T>(a, a_step, b, b_row, kc, c, c_row, cols, add);
+        if (nv == 3) tile<R, 3, T>(a, a_row, a_col, b, b_row, kc, c, c_row, cols, add);
     if constexpr (NV_MAX >= 4)
-        if (nv == 4) tile<R, 4, UNIT, T>(a, a_step, b, b_row, kc, c, c_row, cols, add);
+        if (nv == 4) tile<R, 4, T>(a, a_row, a_col, b, b_row, kc, c, c_row, cols, add);
 }
 
 // `rows` of 1, 2, 4 or 8.
-template <bool UNIT, class T = Float32>
-static void tile_of_rows(int rows, int nv, const float* a, index_t a_step, const float* b, index_t b_row, index_t kc, float* c,
-                         index_t c_row, index_t cols, bool add) {
-    if (rows == 1) tile_of_width<1, UNIT, T>(nv, a, a_step, b, b_row, kc, c, c_row, cols, add);
-    if (rows == 2) tile_of_width<2, UNIT, T>(nv, a, a_step, b, b_row, kc, c, c_row, cols, add);
-    if (rows == 4) tile_of_width<4, UNIT, T>(nv, a, a_step, b, b_row, kc, c, c_row, cols, add);
+template <class T = Float32>
+static void tile_of_rows(int rows, int nv, const float* a, index_t a_row, index_t a_col, const float* b, index_t b_row, index_t kc,
+                         float* c, index_t c_row, index_t cols, bool add) {
+    if (rows == 1) tile_of_width<1, T>(nv, a, a_row, a_col, b, b_row, kc, c, c_row, cols, add);
+    if (rows == 2) tile_of_width<2, T>(nv, a, a_row, a_col, b, b_row, kc, c, c_row, cols, add);
+    if (rows == 4) tile_of_width<4, T>(nv, a, a_row, a_col, b, b_row, kc, c, c_row, cols, add);
     if constexpr (R_MAX >= 8)
-        if (rows == 8) tile_of_width<8, UNIT, T>(nv, a, a_step, b, b_row, kc, c, c_row, cols, add);
+        if (rows == 8) tile_of_width<8, T>(nv, a, a_row, a_col, b, b_row, kc, c, c_row, cols, add);
 }
 
 INLINE int rows_at(index_t left) {
@@ -226,6 +241,20 @@ struct Panels {
     explicit Panels(index_t n) : vectors((n + W - 1) / W), count((vectors + NV_MAX - 1) / NV_MAX) {}
     index_t begin(index_t p) const { return p * vectors / count * W; }
     int width(index_t p) const { return int((p + 1) * vectors / count - p * vectors / count); }
+};
+
+// Fetches rows into L2 piece by piece, beside work that does not need them yet.
+struct Ahead {
+    const float *row, *end;
+    index_t step, width, at = 0, lines;  // at: of the row; lines of a piece
+    Ahead(const float* from, index_t step, index_t rows, index_t width, index_t pieces)
+        : row(from), end(width ? from + rows * step : from), step(step), width(width), lines(rows * ((width + 15) / 16) / pieces + 1) {}
+    void fetch() {
+        for (index_t i = 0; i < lines && row < end; ++i) {
+            __builtin_prefetch(row + at, 0, 2);
+            if ((at += 16) >= width) row += step, at = 0;
+        }
+    }
 };
 
 // ---- epilogue ----
@@ -321,37 +350,46 @@ static void skinny(MatmulArgs g) {
 // ---- the product ----
 struct Left {  // some rows of A, one K block of them: where they lie, or packed
     const float* a;
-    index_t step;
-    bool unit;  // k is dense; else panels of R_MAX rows
-    const float* from(index_t i, index_t lanes) const { return unit ? a + i * step : a + i / R_MAX * R_MAX * lanes + i % R_MAX; }
+    index_t row, col;  // where row is 1: panels of R_MAX rows
+    const float* from(index_t i, index_t lanes) const { return row == 1 ? a + i / R_MAX * R_MAX * lanes + i % R_MAX : a + i * row; }
 };
 
-// C[rows, panels] (+)= A B, B packed: `lanes` of each column. far: C is not in L2.
+INLINE index_t tiles_of(index_t rows, const Panels& panels) { return panels.count * ((rows + R_MAX - 1) / R_MAX); }
+
+// C[rows, panels] (+)= A B, kc deep; `next` is fetched meanwhile. b: B packed, or, where `from` stands, yet to be packed from the rows
+// there. far: C is not in L2.
 template <class T>
-static void multiply(const Left& a, index_t rows, const float* b, index_t lanes, const Panels& panels, float* c, index_t c_row,
-                     index_t columns, bool add, bool far) {
-    const auto tile = a.unit ? tile_of_rows<true, T> : tile_of_rows<false, T>;
+static void multiply(const Left& a, index_t rows, float* b, index_t kc, const Panels& panels, float* c, index_t c_row, index_t columns,
+                     bool add, bool far, const float* from, index_t b_row, Ahead next) {
+    const index_t lanes = lanes_of(kc, T::DEPTH);
     for (index_t i = 0, r; i < rows; i += r) {
         r = rows_at(rows - i);
         for (index_t p = 0; p < panels.count; ++p) {
-            const index_t col = panels.begin(p), width = panels.width(p) * W;
-            float* to = c + i * c_row + col;
+            const index_t col = panels.begin(p), width = panels.width(p) * W, cols = columns - col;
+            float *to = c + i * c_row + col, *panel = b + col * lanes;
             for (index_t row = 0; far && row < r; ++row)  // comes while the tile computes
                 for (index_t j = 0; j < width; j += 16) __builtin_prefetch(to + row * c_row + j, 1);
-            tile(int(r), int(width / W), a.from(i, lanes), a.step, b + col * lanes, width, lanes, to, c_row, columns - col, add);
+            next.fetch();
+            if (from && i == 0) {
+                if (r == R_MAX && width == NV_MAX * W && cols >= width) {
+                    tile<R_MAX, NV_MAX, T, true>(a.from(i, lanes), a.row, a.col, from + col, b_row, lanes, to, c_row, cols, add, panel, kc);
+                    continue;
+                }
+                pack_panel<T>(from + col, b_row, 1, kc, std::min(width, cols), width, panel);
+            }
+            tile_of_rows<T>(int(r), int(width / W), a.from(i, lanes), a.row, a.col, panel, width, lanes, to, c_row, cols, add);
         }
     }
 }
 
+// B's columns, k along memory, turned.
 template <class T>
-static void pack_block(const MatmulArgs& g, index_t k0, index_t kc, index_t col0, index_t columns, const Panels& panels, float* packed) {
-    const index_t step = g.b_col == 1 ? K_STEP : kc;  // rows of B are read once, all panels of them
-    for (index_t k = 0; k < kc; k += step)
-        for (index_t p = 0; p < panels.count; ++p) {
-            const index_t col = panels.begin(p), width = panels.width(p) * W;
-            pack_panel<T>(g.b + (k0 + k) * g.b_row + (col0 + col) * g.b_col, g.b_row, g.b_col, std::min(step, kc - k),
-                          std::min(width, columns - col), width, packed + col * lanes_of(kc, T::DEPTH) + k / T::DEPTH * width);
-        }
+static void pack_block(const MatmulArgs& g, const float* from, index_t kc, index_t columns, const Panels& panels, float* packed) {
+    for (index_t p = 0; p < panels.count; ++p) {
+        const index_t col = panels.begin(p), width = panels.width(p) * W;
+        pack_panel<T>(from + col * g.b_col, g.b_row, g.b_col, kc, std::min(width, columns - col), width,
+                      packed + col * lanes_of(kc, T::DEPTH));
+    }
 }
 
 // One K block of some rows. C is cut into cells: a block of columns, a share of the rows in parts. A thread packs what it needs of A and
@@ -363,12 +401,12 @@ static void product_of(const MatmulArgs& g, index_t row0, index_t rows, index_t 
     const index_t threads = thread_limit();
     index_t across = 1, least = PTRDIFF_MAX;  // threads along the columns: so that they pack and read the least
     for (index_t n = 1; n <= std::min(threads, std::max<index_t>(1, vectors / 2)); ++n) {
-        const index_t cost = rows * n * (pack_a ? 4 : 1) + g.n * (threads / n) * (g.b_col == 1 ? 1 : 2);
+        const index_t cost = rows * n * (unit ? pack_a ? 4 : 1 : 2) + g.n * (threads / n) * (g.b_col == 1 ? 1 : 2);
         if (threads % n == 0 && cost < least) across = n, least = cost;
     }
     const index_t shares = threads / across, at_least = lanes_of(vectors, BLOCK * T::DEPTH / W);
     const index_t blocks = std::min(vectors, lanes_of(at_least, across) * across), cells = shares * blocks;
-    const index_t part_tiles = std::max<index_t>(unit ? 1 : 64 / R_MAX, TASK / (kc * R_MAX * (g.n / blocks + 1)));  // at least
+    const index_t part_tiles = std::max<index_t>(unit ? 1 : 16 / R_MAX, TASK / (kc * R_MAX * (g.n / blocks + 1)));  // at least
     const index_t share_parts = std::max<index_t>(1, tiles / shares / part_tiles);
     const index_t parts = shares * share_parts;
     const std::size_t head = (sizeof(index_t) * cells + 63) / 64 * 64, flags = (parts + 63) / 64 * 64;
@@ -387,9 +425,12 @@ static void product_of(const MatmulArgs& g, index_t row0, index_t rows, index_t 
             for (index_t taking; (taking = __atomic_fetch_add(taken + cell, 1, __ATOMIC_RELAXED)) < share_parts;) {
                 const index_t part = first + taking, row = part * tiles / parts * R_MAX;
                 const index_t part_rows = std::min(rows, (part + 1) * tiles / parts * R_MAX) - row;
+                const float* straight = nullptr;  // B, where it is packed beside the first tiles
                 if (!packed) {
                     packed = static_cast<float*>(scratch(1, sizeof(float) * panels.vectors * W * lanes));
-                    pack_block<T>(g, k0, kc, col0, columns, panels, packed);
+                    const float* b = g.b + k0 * g.b_row + col0 * g.b_col;
+                    if (g.b_col == 1) straight = b;
+                    else pack_block<T>(g, b, kc, columns, panels, packed);
                 }
                 const float* from = g.a + (row0 + row) * g.a_row + k0 * g.a_col;
                 float* to = packed_a + row * lanes;
@@ -397,10 +438,12 @@ static void product_of(const MatmulArgs& g, index_t row0, index_t rows, index_t 
                     unit ? pack_rows<T>(from, g.a_row, part_rows, kc, to) : pack_turned_rows<T>(from, g.a_col, part_rows, kc, to);
                     own[part] = 1;
                 }
-                const Left a = pack_a ? Left{to, unit ? lanes : R_MAX, unit} : Left{from, g.a_row, true};
+                const Left a = !pack_a ? Left{from, g.a_row, 1} : unit ? Left{to, lanes, 1} : Left{to, 1, R_MAX};
                 const index_t at = row0 + row;
-                multiply<T>(a, part_rows, packed, lanes, panels, g.c + at * g.c_row + col0, g.c_row, columns, g.accumulate || k0 > 0,
-                            g.m * g.n > 4 * BLOCK * KC);
+                const index_t left = std::min(rows - row - part_rows, n ? 0 : part_rows), pieces = tiles_of(part_rows, panels);
+                const Ahead next(from + part_rows * g.a_row, unit ? g.a_row : g.a_col, unit ? left : kc, unit ? kc : left, pieces);
+                multiply<T>(a, part_rows, packed, kc, panels, g.c + at * g.c_row + col0, g.c_row, columns, g.accumulate || k0 > 0,
+                            g.m * g.n > BLOCK * KC, straight, g.b_row, next);
                 if (k0 + kc == g.k && has_epilogue(g)) finish(g, at, part_rows, col0, columns);
             }
         }
