@@ -1,5 +1,6 @@
 """The plan of the library, as tests: who may import whom, sizes, what every file keeps to."""
 import ast
+import functools
 import json
 import os
 import re
@@ -50,18 +51,19 @@ def part_of(path):
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+@functools.cache
 def modules(path):
     """-> (imported module as written in full, whether at the top level of the file) of every import in the file."""
-    tree = ast.parse(path.read_text())
+    tree, found = ast.parse(path.read_text()), []
     package = path.relative_to(ROOT).with_suffix("").parts[:-1]
     for node in ast.walk(tree):
-        top = node in tree.body
         if isinstance(node, ast.Import):
-            yield from ((alias.name, top) for alias in node.names)
+            found += [(alias.name, node in tree.body) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = [*package[: len(package) - node.level + 1]] if node.level else []
             base = ".".join([*base, *([node.module] if node.module else [])])
-            yield from ((f"{base}.{alias.name}" if base == "pyllm" else base, top) for alias in node.names)
+            found += [(f"{base}.{alias.name}" if base == "pyllm" else base, node in tree.body) for alias in node.names]
+    return found
 
 
 def parts_imported(path):

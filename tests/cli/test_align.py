@@ -142,7 +142,7 @@ def test_a_run_that_stops_goes_on_with_the_same_bits(here, tmp_path, verb, data,
     assert weights(tmp_path / "r") == weights(tmp_path / "whole") and log(tmp_path / "r") == log(tmp_path / "whole")
 
 
-def test_kto_learns(here, tmp_path):
+def test_kto_learns(here, tmp_path, drawn):
     assert pyllm_(here, "kto", "single.jsonl", tmp_path / "r", *SHORT[:4], "--epochs", "8", "--fraction", "0.75") == 0
     found = [line for line in log(tmp_path / "r") if "valid_loss" in line]
     assert found[-1]["valid_loss"] < found[0]["valid_loss"] and found[-1]["valid_rewards/margins"] > 0
@@ -197,7 +197,7 @@ def test_every_adapter_is_a_policy(here, tmp_path, method):
 
 
 @pytest.mark.parametrize("verb, length", [("ppo", "--response-length"), ("grpo", "--max-completion-length")])
-def test_a_classifier_of_another_tokenizer_is_a_reward_and_every_step_can_be_rewarded(here, tmp_path, capsys, verb, length):
+def test_a_classifier_of_another_tokenizer_is_a_reward_and_every_step_can_be_rewarded(here, tmp_path, capsys, drawn, verb, length):
     other = ByteLevelBPE.train(["a good film", "a bad film"], 270)
     classifier = FAMILIES["gpt2"][0].from_sizes({"vocab_size": other.vocab_size, "layers": 1, "heads": 2, "width": 16, "context": 64})
     pyllm.save(build(classifier.to_dict() | {"architectures": ["GPT2ForSequenceClassification"], "id2label": {"0": "bad", "1": "good"}}),
@@ -243,7 +243,7 @@ def test_a_reward_of_a_chat_learns_at_the_token_at_which_a_drawn_response_is_sco
     assert len(rows) == 24 and {int(row.tokens[-1]) for row in rows} == {tokenizer.eos_id} and all(row.learned[-1] for row in rows)
 
 
-def test_ppo_against_a_learned_reward(here, tmp_path):
+def test_ppo_against_a_learned_reward(here, tmp_path, drawn):
     assert pyllm_(here, "reward", "pairs.jsonl", tmp_path / "reward", *SHORT[:6]) == 0
     assert pyllm_(here, "ppo", "prompts.jsonl", tmp_path / "r", "--reward", tmp_path / "reward", *POLICY, "--response-length", 6) == 0
     lines = log(tmp_path / "r")
@@ -253,6 +253,8 @@ def test_ppo_against_a_learned_reward(here, tmp_path):
     assert log(tmp_path / "lora")[0]["lr"] == 3e-5  # ten times that of all weights, as sft has it
     samples = read_log(tmp_path / "r/samples.jsonl")
     assert [s["step"] for s in samples] == [0, 2, 3] and all(row["text"] is not None for row in samples[0]["samples"])
+    if importlib.util.find_spec("matplotlib"):
+        assert all(p.read_bytes().startswith(b"\x89PNG") for p in (tmp_path / "reward/loss.png", tmp_path / "r/curves.png"))
 
 
 def test_errors_before_compute(here, tmp_path, capsys):

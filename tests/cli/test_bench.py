@@ -89,7 +89,7 @@ def test_json_of_a_run(small, config_file, capsys):
     assert rows[7]["hours"] > 0 and rows[7]["tokens"] == 10**8 and rows[8]["precision"] == "bf16"
 
 
-def test_chart(small, config_file, tmp_path, capsys):
+def test_chart(small, config_file, tmp_path, capsys, drawn):
     pytest.importorskip("matplotlib")
     path = tmp_path / "bars.png"
     assert main(["bench", "--model", str(config_file), "--chart", str(path)]) == 0

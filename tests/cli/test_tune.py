@@ -40,7 +40,7 @@ def search(out, trials, resume=False, stop=None, tried=None):
     return tune(Settings, train, RANGES, out, trials, seed=3, resume=resume), tried
 
 
-def test_a_search_that_stopped_goes_on_as_one_that_did_not(tmp_path, capsys):
+def test_a_search_that_stopped_goes_on_as_one_that_did_not(tmp_path, capsys, drawn):
     code, whole = search(tmp_path / "whole", 12)
     assert code == 0 and len(whole) == 12
     code, cut = search(tmp_path / "cut", 12, stop=5)
