@@ -18,11 +18,11 @@ PLACES = ("encoder", "decoder", "cross")
 @dataclass(frozen=True)
 class PrefixTuning(Method):
     """tokens: keys and values before each attention's own. projection: they come from an MLP over vectors of the model's width, which is
-    trained and then left behind; hidden: its inner width, None for the model's. std: of what they begin as, 0 for zeros. init: random; or,
-    in a decoder, sample_vocab or a tuple of ids: the keys and values that these tokens have, drawn or given, as Li & Liang advise (PEFT:
-    initialize_kv_prefix_from_text). Random ones of std 1, PEFT's, make a decoder begin far worse than it was. places: in
-    encoder-decoders, the attentions that get one: of the encoder, of the decoder, of the decoder over the encoder (cross); PEFT knows
-    the decoder alone.
+    trained and then left behind; hidden: its inner width, None for the model's. init: what they begin as: random, of deviation std (None: 1
+    as in PEFT, 0: zeros); or, in a decoder, sample_vocab or a tuple of ids: the keys and values of these tokens, drawn or given, as Li &
+    Liang advise (PEFT: initialize_kv_prefix_from_text). None: sample_vocab in a decoder, which behind random ones begins far worse than
+    it was; random elsewhere, with a projection, or where std is given. places: in encoder-decoders, the attentions that get one: of the
+    encoder, of the decoder, of the decoder over the encoder (cross); PEFT knows the decoder alone.
 
     In a decoder the prefix stands before the text: positions go on behind it. In an encoder, and over one, it has no positions; relative
     ones (T5) count it. dealt: files are read as PEFT's are for encoder-decoders.
@@ -31,21 +31,22 @@ class PrefixTuning(Method):
     tokens: int = 20
     projection: bool = False
     hidden: int | None = None
-    std: float = 1.0
-    init: str | tuple = "random"
+    std: float | None = None
+    init: str | tuple | None = None
     places: tuple = PLACES
     dealt: bool = False
 
     NAME, PEFT, EXACT, RATE = "prefix", "PREFIX_TUNING", False, 1e-2
 
     def __post_init__(self):
-        if type(self.tokens) is not int or self.tokens < 1 or self.std < 0 or not self.places or set(self.places) - set(PLACES):
+        if type(self.tokens) is not int or self.tokens < 1 or (self.std or 0) < 0 or not self.places or set(self.places) - set(PLACES):
             raise ConfigError(f"PrefixTuning: tokens={self.tokens!r}, std={self.std}, places={self.places}; expected a whole number of at "
                               f"least 1, a deviation of at least 0, some of {', '.join(PLACES)}")
-        if self.init not in ("random", "sample_vocab") and not (isinstance(self.init, tuple) and self.init):
+        if self.init not in (None, "random", "sample_vocab") and not (isinstance(self.init, tuple) and self.init):
             raise ConfigError(f"PrefixTuning: init={self.init!r}; expected random, sample_vocab, or a tuple of token ids")
-        if self.init != "random" and self.projection:
-            raise ConfigError(f"PrefixTuning: init={self.init!r} with projection; an MLP cannot begin as given keys and values")
+        if self.init not in (None, "random") and (self.projection or self.std is not None):
+            raise ConfigError(f"PrefixTuning: init={self.init!r}, projection={self.projection}, std={self.std}; what begins as keys and "
+                              "values of tokens has neither a projection nor a deviation")
 
     def place(self, model, targets, rng):
         if targets is not None:
@@ -58,8 +59,10 @@ class PrefixTuning(Method):
             if self.projection and place not in shared:
                 shared[place] = _first_layer(self.tokens, width, self.hidden or width, rng.fold(place or "text"))
             placed.append(Prefix(site, place, self, attention, shared.get(place), rng.fold(site)))
-        if self.init != "random":
-            ids = rng.generator().integers(0, model.config.vocab_size, self.tokens) if self.init == "sample_vocab" else self.init
+        plain = self.projection or self.std is not None or not _reads(model)
+        init = self.init or ("random" if plain else "sample_vocab")
+        if init != "random":
+            ids = rng.generator().integers(0, model.config.vocab_size, self.tokens) if init == "sample_vocab" else init
             for prefix, (keys, values) in zip(placed, _read(model, np.resize(ids, self.tokens)), strict=True):
                 prefix.key.data[:], prefix.value.data[:] = keys, values
         return placed
@@ -77,7 +80,7 @@ class PrefixTuning(Method):
         known = ("token_dim", "num_attention_heads", "num_transformer_submodules", "num_layers", "encoder_hidden_size", "prefix_projection",
                  "num_virtual_tokens", "init_weights", "places")
         unknown_keys(config, known, {}, where)
-        return cls(tokens=config["num_virtual_tokens"], places=tuple(config.get("places") or ("decoder",)),
+        return cls(tokens=config["num_virtual_tokens"], init="random", places=tuple(config.get("places") or ("decoder",)),
                    dealt=config["peft_type"] == "PREFIX_TUNING" and config.get("num_transformer_submodules") == 2)
 
     def to_files(self, tensors, adapters):
@@ -118,14 +121,18 @@ def attentions(model):
             for site, m in found]
 
 
+def _reads(model):
+    """-> whether the model is a decoder, whose cache has the keys and values of what it read."""
+    return not isinstance(trunk_of(model), Pair) and trunk_of(model).CAUSAL and model.config.extra.get("is_causal") is not False
+
+
 def _read(model, ids):
     """ids:(P,) -> [(keys, values)], (P, H D) each, of every layer of a decoder, without its adapters, that has read them."""
-    trunk = trunk_of(model)
-    if isinstance(trunk, Pair) or not trunk.CAUSAL:
+    if not _reads(model):
         raise ConfigError(f"inject: prefix: init of tokens in {model.config.model_type}; expected a decoder. Hint: init=\"random\"")
     cache = Cache(1, len(ids))
     with disabled(model), no_grad():
-        trunk(ids[None], cache=cache)
+        trunk_of(model)(ids[None], cache=cache)
     return [layer[:, 0, :, : len(ids)].swapaxes(1, 2).reshape(2, len(ids), -1) for layer in cache.layers.values()]
 
 
@@ -156,12 +163,13 @@ class Prefix(Adapter):
         self.key = self.value = self.second = self.second_bias = None
         self.vectors, self.first, self.first_bias = shared or (None, None, None)
         if shared:
-            edge = self.first.shape[0] ** -0.5 if method.std else 0.0
+            edge = self.first.shape[0] ** -0.5 if method.std != 0 else 0.0
             self.second, self.second_bias = (Tensor(draw.uniform(-edge, edge, shape).astype(np.float32), requires_grad=True)
                                              for shape in ((2 * width, self.first.shape[0]), 2 * width))
         else:
-            self.key, self.value = (Tensor(draw.standard_normal((self.tokens, width), np.float32) * np.float32(method.std),
-                                           requires_grad=True) for _ in range(2))
+            std = np.float32(1 if method.std is None else method.std)
+            self.key, self.value = (Tensor(draw.standard_normal((self.tokens, width), np.float32) * std, requires_grad=True)
+                                    for _ in range(2))
 
     @property
     def size(self):

@@ -178,26 +178,28 @@ def test_virtual_tokens_reach_the_heads_of_encoder_decoders(end, method):
     assert got.shape == plain.shape and not np.allclose(got, plain)
 
 
-@pytest.mark.parametrize("init", [(5, 9, 2), (7,), "sample_vocab"])
+@pytest.mark.parametrize("init", [(5, 9, 2), (7,), "sample_vocab", None])
 @pytest.mark.parametrize("family", CAUSAL)
 def test_a_prefix_of_tokens_begins_as_if_they_had_been_read(family, init):
     """Random keys and values make a decoder begin worse than it was; a place or a layer off by one would do so too, silently."""
     model, text = make(family), batch_of(family).tokens
-    ids = np.resize(Rng(4).fold("peft").generator().integers(0, 31, 3) if init == "sample_vocab" else init, 3).astype(np.int32)
+    ids = np.resize(Rng(4).fold("peft").generator().integers(0, 31, 3) if init in ("sample_vocab", None) else init, 3).astype(np.int32)
     behind = model(np.concatenate([np.tile(ids, (2, 1)), text], 1)).data[:, 3:]
     shaken(peft.inject(model, peft.LoRA(rank=2), targets="all-linear", name="another"), "another")  # not read
     close(peft.inject(model, peft.PrefixTuning(3, init=init), seed=4)(text).data, behind)
 
 
-@pytest.mark.parametrize("family", ["bert", "t5"])
-def test_a_prefix_of_tokens_is_a_decoders(family):
-    model = make(family)
+@pytest.mark.parametrize("family, more", [("bert", {}), ("t5", {}), ("llama", {"is_causal": False})])
+def test_a_prefix_of_tokens_is_a_decoders(family, more):
+    model = make(family, **more)
+    assert abs(peft.adapters(peft.inject(make(family, **more), peft.PrefixTuning(30)))[0].key.data.std() - 1) < 0.2
     with pytest.raises(ConfigError, match="expected a decoder"):
         peft.inject(model, peft.PrefixTuning(3, init=(4, 5)))
     assert not peft.adapters(model)
 
 
-@pytest.mark.parametrize("settings", [dict(init="text"), dict(init=()), dict(init=(4, 5), projection=True)])
+@pytest.mark.parametrize("settings", [dict(init="text"), dict(init=()), dict(init=(4, 5), projection=True),
+                                      dict(init="sample_vocab", std=0.1)])
 def test_what_a_prefix_cannot_begin_as(settings):
     with pytest.raises(ConfigError, match="init="):
         peft.PrefixTuning(3, **settings)
