@@ -128,7 +128,8 @@ def saved(model, out, base):
     """-> words on where `save` has put it."""
     from pyllm import peft
 
-    hint = f"Hint: pyllm generate --model {out}; pyllm merge --model {base} --adapter {out} --out FOLDER"
+    merges = f"; pyllm merge --model {base} --adapter {out} --out FOLDER" if all(a.MERGES for a in peft.adapters(model)) else ""
+    hint = f"Hint: pyllm generate --model {out}{merges}"
     return f"adapter    {out / 'adapter'}. {hint}" if peft.names(model) else f"model      {out / 'model'}"
 
 

@@ -1,4 +1,6 @@
 """Adapters from the shell: training, resuming with the same bits, merging, generating, listing; what does not fit."""
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 
@@ -19,13 +21,16 @@ def test_every_method_has_its_word():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains_from_the_shell(here, tmp_path, method):
+def test_every_method_trains_from_the_shell(here, tmp_path, capsys, method):
     more = {"bitfit": ("--options", "add=true"), "prefix": ("--options", "tokens=3"), "prompt": ("--options", "tokens=3"),
             "p_tuning": ("--options", "tokens=3")}.get(method, ())
     assert sft(here, "gpt2", "answers.jsonl", tmp_path / "r", "--steps", "2", "--peft", method, *more) == 0
     assert not (tmp_path / "r/model").exists()
+    advised = "pyllm merge" in capsys.readouterr().out
     model, _ = pyllm.load(here / "gpt2")
     assert peft.load(model, tmp_path / "r/adapter") is model
+    with nullcontext() if advised else pytest.raises(ValueError, match="merge"):  # the hint is one that works
+        peft.merge(model)
 
 
 @pytest.mark.parametrize("more", [LORA, ("--peft", "prefix", "--options", "tokens=3,projection=true"),
