@@ -225,11 +225,8 @@ INLINE V exp(V x) {
     return x < -87.3365f ? V{} : y;
 }
 
-// 2^x for x <= 0 (a rounding error above it does no harm) to 9e-8 relative; exactly 1 at 0, exactly 0 below -126, NaN stays.
-INLINE V exp2_of_negative(V x) {
-    const V magic = splat(12582912.0f + 127.0f);  // adding it rounds, and leaves the exponent of 2^n in the low bits
-    const V shifted = x + magic;
-    const V r = x - (shifted - magic);
+// 2^r for |r| <= 0.5 times 2^n, n + 127 in the low bits of shifted.
+INLINE V exp2_of_parts(V r, V shifted) {
     V p = splat(1.535336206e-4f);
     p = p * r + 1.339887459e-3f;
     p = p * r + 9.618437358e-3f;
@@ -237,8 +234,22 @@ INLINE V exp2_of_negative(V x) {
     p = p * r + 2.402264791e-1f;
     p = p * r + 6.931472029e-1f;
     p = p * r + 1.0f;
-    const V y = p * as_float(as_int(shifted) << 23);
+    return p * as_float(as_int(shifted) << 23);
+}
+constexpr float EXP2_MAGIC = 12582912.0f + 127.0f;  // adding it rounds, and leaves the exponent of 2^n in the low bits
+
+// 2^x for x <= 0 (a rounding error above it does no harm) to 9e-8 relative; exactly 1 at 0, exactly 0 below -126, NaN stays.
+INLINE V exp2_of_negative(V x) {
+    const V shifted = x + EXP2_MAGIC;
+    const V y = exp2_of_parts(x - (shifted - EXP2_MAGIC), shifted);
     return x < -126.0f ? V{} : y;
+}
+
+// e^(-x / 2) for x >= 0 to (9e-8 + 7e-9 x) relative: x / (2 ln 2) is rounded only when its whole part is gone. 0 beyond 174, NaN stays.
+INLINE V exp_of_minus_half(V x) {
+    const V shifted = x * -0.72134752f + EXP2_MAGIC;
+    const V y = exp2_of_parts(x * -0.72134752f - (shifted - EXP2_MAGIC), shifted);
+    return x > 174.0f ? V{} : y;
 }
 
 // ln x to 1e-7 for finite x > 0: x = m 2^e with m from 0.707 to 1.414, ln m as a polynomial in m - 1. NaN stays.

@@ -357,10 +357,10 @@ struct Left {  // some rows of A, one K block of them: where they lie, or packed
 INLINE index_t tiles_of(index_t rows, const Panels& panels) { return panels.count * ((rows + R_MAX - 1) / R_MAX); }
 
 // C[rows, panels] (+)= A B, kc deep; `next` is fetched meanwhile. b: B packed, or, where `from` stands, yet to be packed from the rows
-// there. far: C is not in L2.
+// there. far: C is not in L2, nor is `z`, which is to be written behind it, or null.
 template <class T>
 static void multiply(const Left& a, index_t rows, float* b, index_t kc, const Panels& panels, float* c, index_t c_row, index_t columns,
-                     bool add, bool far, const float* from, index_t b_row, Ahead next) {
+                     bool add, bool far, const float* z, const float* from, index_t b_row, Ahead next) {
     const index_t lanes = lanes_of(kc, T::DEPTH);
     for (index_t i = 0, r; i < rows; i += r) {
         r = rows_at(rows - i);
@@ -368,7 +368,10 @@ static void multiply(const Left& a, index_t rows, float* b, index_t kc, const Pa
             const index_t col = panels.begin(p), width = panels.width(p) * W, cols = columns - col;
             float *to = c + i * c_row + col, *panel = b + col * lanes;
             for (index_t row = 0; far && row < r; ++row)  // comes while the tile computes
-                for (index_t j = 0; j < width; j += 16) __builtin_prefetch(to + row * c_row + j, 1);
+                for (index_t j = 0; j < width; j += 16) {
+                    __builtin_prefetch(to + row * c_row + j, 1);
+                    if (z) __builtin_prefetch(z + (i + row) * c_row + col + j, 1);
+                }
             next.fetch();
             if (from && i == 0) {
                 if (r == R_MAX && width == NV_MAX * W && cols >= width) {
@@ -442,9 +445,10 @@ static void product_of(const MatmulArgs& g, index_t row0, index_t rows, index_t 
                 const index_t at = row0 + row;
                 const index_t left = std::min(rows - row - part_rows, n ? 0 : part_rows), pieces = tiles_of(part_rows, panels);
                 const Ahead next(from + part_rows * g.a_row, unit ? g.a_row : g.a_col, unit ? left : kc, unit ? kc : left, pieces);
+                const bool last = k0 + kc == g.k;
                 multiply<T>(a, part_rows, packed, kc, panels, g.c + at * g.c_row + col0, g.c_row, columns, g.accumulate || k0 > 0,
-                            g.m * g.n > BLOCK * KC, straight, g.b_row, next);
-                if (k0 + kc == g.k && has_epilogue(g)) finish(g, at, part_rows, col0, columns);
+                            g.m * g.n > BLOCK * KC, last && g.z ? g.z + at * g.c_row + col0 : nullptr, straight, g.b_row, next);
+                if (last && has_epilogue(g)) finish(g, at, part_rows, col0, columns);
             }
         }
     });

@@ -7,7 +7,7 @@ typedef double VD __attribute__((vector_size(W * 4)));  // W / 2 doubles
 static double sum_squares(const float* x, index_t n) {
     const index_t chunks = (n + GRAIN - 1) / GRAIN;
     double* partial = static_cast<double*>(scratch(2, sizeof(double) * chunks));
-    parallel_for(chunks, [&](index_t chunk) {
+    parallel_runs(chunks, [&](index_t chunk) {
         const index_t begin = chunk * GRAIN, end = std::min(n, begin + GRAIN);
         VD a{}, b{};
         index_t i = begin;
