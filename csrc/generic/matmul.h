@@ -428,6 +428,7 @@ static void product_of(const MatmulArgs& g, index_t row0, index_t rows, index_t 
             for (index_t taking; (taking = __atomic_fetch_add(taken + cell, 1, __ATOMIC_RELAXED)) < share_parts;) {
                 const index_t part = first + taking, row = part * tiles / parts * R_MAX;
                 const index_t part_rows = std::min(rows, (part + 1) * tiles / parts * R_MAX) - row;
+                if (!part_rows) continue;  // more threads than tiles of rows
                 const float* straight = nullptr;  // B, where it is packed beside the first tiles
                 if (!packed) {
                     packed = static_cast<float*>(scratch(1, sizeof(float) * panels.vectors * W * lanes));
