@@ -57,7 +57,7 @@ class TorchModel(torch.nn.Module):
         x, d = p("model.embed_tokens.weight")[tokens], c.head_size
         angles = at[:, None].double() * c.rope_theta ** (-torch.arange(0, d, 2).double() / d)
         cos, sin = torch.cos(angles).float().repeat(1, 2), torch.sin(angles).float().repeat(1, 2)
-        turn = lambda y: y * cos + torch.cat((-y[..., d // 2 :], y[..., : d // 2]), -1) * sin
+        turn = lambda y: (y * cos + torch.cat((-y[..., d // 2 :], y[..., : d // 2]), -1) * sin).type_as(y)
         norm = lambda x, name: F.rms_norm(x, (c.hidden_size,), p(f"{name}.weight"), c.rms_norm_eps)
         linear = lambda x, name: F.linear(x, p(f"{name}.weight"), p(f"{name}.bias"))
         for i in range(c.num_hidden_layers):
