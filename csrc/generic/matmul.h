@@ -15,7 +15,7 @@ constexpr int NV_MAX = W == 4 ? 2 : 3;
 #endif
 constexpr index_t BLOCK = 192;            // columns of a block: BLOCK * KC lanes stay in L2
 constexpr index_t PACKED_A = 1 << 21;     // lanes of A that are packed at a time
-constexpr index_t K_STEP = 32;            // rows of B, or of a transposed A, that are packed at a time
+constexpr index_t K_STEP = 32;            // rows of a transposed A that are packed at a time
 constexpr index_t FETCH = 32;             // lanes of B between a fetch and its use: longer than memory takes
 constexpr index_t TASK = 2000000;         // multiply-adds of a part of the rows, at least: tens of microseconds
 constexpr index_t SMALL = 130000;         // multiply-adds that one thread does in a microsecond

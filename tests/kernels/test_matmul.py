@@ -74,11 +74,11 @@ def test_accumulate_adds_to_what_is_there(ta, tb, reduced, isa):
 def test_same_bits_for_any_thread_count(ta, tb, reduced, isa):
     before = K.num_threads()
     try:
-        for m, k, n in [(150, 801, 300), (300, 100, 70), (5, 300, 500), (64, 64, 64), (9, 600, 1600)]:
+        for m, k, n in [(150, 801, 300), (300, 100, 70), (5, 300, 500), (64, 64, 64), (33, 2000, 16)]:  # at last more threads than row tiles
             a, b = operands(5, m, k, n, ta, tb)
             K.set_num_threads(1)
             want = K.matmul(a, b, ta=ta, tb=tb, reduced=reduced)
-            for threads in (2, 3, 4, 5, 8):
+            for threads in (2, 3, 4, 8, 16):
                 K.set_num_threads(threads)
                 np.testing.assert_array_equal(K.matmul(a, b, ta=ta, tb=tb, reduced=reduced), want)
     finally:
