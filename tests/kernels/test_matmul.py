@@ -72,9 +72,10 @@ def test_accumulate_adds_to_what_is_there(ta, tb, reduced, isa):
 @PRECISION
 @TRANSPOSED
 def test_same_bits_for_any_thread_count(ta, tb, reduced, isa):
+    """The last has fewer tiles of rows than there are threads: parts without rows."""
     before = K.num_threads()
     try:
-        for m, k, n in [(150, 801, 300), (300, 100, 70), (5, 300, 500), (64, 64, 64), (33, 2000, 16)]:  # at last more threads than row tiles
+        for m, k, n in [(150, 801, 300), (300, 100, 70), (5, 300, 500), (64, 64, 64), (33, 2000, 16)]:
             a, b = operands(5, m, k, n, ta, tb)
             K.set_num_threads(1)
             want = K.matmul(a, b, ta=ta, tb=tb, reduced=reduced)
